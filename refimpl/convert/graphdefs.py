@@ -1,0 +1,241 @@
+"""Small, pure helpers over GraphDef and FunctionDef protobufs: names, walks, functions. No session, no kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tensorflow.core.framework import attr_value_pb2, function_pb2, graph_pb2, node_def_pb2, types_pb2
+
+from refimpl import tf_private
+from refimpl.errors import InternalError
+
+GraphDef = graph_pb2.GraphDef
+NodeDef = node_def_pb2.NodeDef
+FunctionDef = function_pb2.FunctionDef
+
+# Ops that read state but change none: they may be reordered, and need no control edges.
+_READS = frozenset(
+    """ReadVariableOp ResourceGather ResourceGatherNd VarHandleOp VariableV2 Variable VarIsInitializedOp VariableShape
+    LookupTableFind LookupTableFindV2 LookupTableSize LookupTableSizeV2 LookupTableExportV2 HashTableV2
+    MutableHashTableV2 Placeholder AnonymousHashTable""".split()
+)
+_FUNCTIONAL = frozenset(
+    "If StatelessIf While StatelessWhile Case StatelessCase PartitionedCall StatefulPartitionedCall".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A parsed NodeDef input: a tensor ``node:index``, or a control edge (``index == -1``)."""
+
+    node: str
+    index: int
+
+    @property
+    def tensor(self) -> str:
+        return f"{self.node}:{self.index}"
+
+
+def parse_ref(text: str) -> Ref:
+    """Parse ``"a"``, ``"a:1"`` or ``"^a"``."""
+    if text.startswith("^"):
+        return Ref(text[1:], -1)
+    node, _, index = text.partition(":")
+    return Ref(node, int(index or 0))
+
+
+def data_inputs(node: NodeDef) -> list[Ref]:
+    return [ref for ref in map(parse_ref, node.input) if ref.index >= 0]
+
+
+def format_ref(ref: Ref) -> str:
+    """The shortest spelling that TensorFlow itself writes."""
+    if ref.index < 0:
+        return f"^{ref.node}"
+    return ref.node if ref.index == 0 else ref.tensor
+
+
+def reachable(nodes: Mapping[str, NodeDef], roots: Iterable[str], stop: frozenset[str] = frozenset()) -> set[str]:
+    """Names of all ancestors of ``roots`` (themselves included), not walking past ``stop``."""
+    seen: set[str] = set()
+    stack = list(roots)
+    while stack:
+        name = stack.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name not in stop:
+            stack.extend(parse_ref(text).node for text in nodes[name].input)
+    return seen
+
+
+def topological(graph_def: GraphDef) -> list[NodeDef]:
+    """The nodes in an order that respects data and control edges.
+
+    Raises:
+        InternalError: the graph has a cycle (TF1 while loops must have been refused before).
+    """
+    nodes = {node.name: node for node in graph_def.node}
+    waiting = {name: len({parse_ref(text).node for text in node.input}) for name, node in nodes.items()}
+    consumers: dict[str, list[str]] = {name: [] for name in nodes}
+    for name, node in nodes.items():
+        for source in {parse_ref(text).node for text in node.input}:
+            consumers[source].append(name)
+    ready = [name for name, count in waiting.items() if count == 0]
+    order = []
+    while ready:
+        name = ready.pop()
+        order.append(nodes[name])
+        for consumer in consumers[name]:
+            waiting[consumer] -= 1
+            if waiting[consumer] == 0:
+                ready.append(consumer)
+    if len(order) != len(nodes):
+        raise InternalError(f"cycle through {sorted(name for name, count in waiting.items() if count)[:5]}")
+    return order
+
+
+def called_functions(node: NodeDef) -> Iterator[str]:
+    """Names of the functions that a node refers to in its attributes."""
+    for value in node.attr.values():
+        if value.HasField("func"):
+            yield value.func.name
+        yield from (func.name for func in value.list.func)
+
+
+def functions_of(nodes: Iterable[NodeDef], library: Mapping[str, FunctionDef]) -> dict[str, FunctionDef]:
+    """Every library function that the nodes reach, directly or through other functions."""
+    found: dict[str, FunctionDef] = {}
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        for name in [*called_functions(node), node.op]:
+            if name in library and name not in found:
+                found[name] = library[name]
+                stack.extend(library[name].node_def)
+    return found
+
+
+def is_stateful(node: NodeDef, library: Mapping[str, FunctionDef]) -> bool:
+    """Whether running the node twice, or not at all, could be noticed (reading state does not count, drawing does)."""
+    if node.op in _READS:
+        return False
+    if node.op in _FUNCTIONAL or node.op in library:
+        inner = functions_of([node], library)
+        return any(is_stateful(child, {}) for function in inner.values() for child in function.node_def
+                   if child.op not in _FUNCTIONAL)
+    definition = tf_private.op_def(node.op)
+    return definition is None or definition.is_stateful
+
+
+def output_dtypes(node: NodeDef) -> list[int]:
+    """The DataType enum of every output of a node (reference types as their base type)."""
+    definition = tf_private.op_def(node.op)
+    if definition is None:
+        raise InternalError(f"{node.name}: op {node.op} is not registered")
+    return [dtype for _, dtypes in _output_args(definition, node) for dtype in dtypes]
+
+
+def _output_args(definition: Any, node: NodeDef) -> Iterator[tuple[str, list[int]]]:
+    for arg in definition.output_arg:
+        if arg.type_list_attr:
+            yield arg.name, [t % 100 for t in node.attr[arg.type_list_attr].list.type]
+            continue
+        dtype = arg.type or node.attr[arg.type_attr].type
+        count = node.attr[arg.number_attr].i if arg.number_attr else 1
+        yield arg.name, [dtype % 100] * count
+
+
+def make_node(name: str, op: str, inputs: Sequence[str], **attrs: Any) -> NodeDef:
+    """A NodeDef; attribute values may be str, bool, int, DataType as ``("type", enum)``, AttrValue, or a list of types."""
+    node = NodeDef(name=name, op=op, input=list(inputs))
+    for key, value in attrs.items():
+        if isinstance(value, attr_value_pb2.AttrValue):
+            node.attr[key].CopyFrom(value)
+        elif isinstance(value, bool):
+            node.attr[key].b = value
+        elif isinstance(value, int):
+            node.attr[key].i = value
+        elif isinstance(value, str):
+            node.attr[key].s = value.encode()
+        else:
+            raise InternalError(f"attribute {key}={value!r}")
+    return node
+
+
+def type_attr(dtype: int) -> attr_value_pb2.AttrValue:
+    return attr_value_pb2.AttrValue(type=dtype)
+
+
+def types_attr(dtypes: Sequence[int]) -> attr_value_pb2.AttrValue:
+    return attr_value_pb2.AttrValue(list=attr_value_pb2.AttrValue.ListValue(type=dtypes))
+
+
+def func_attr(name: str) -> attr_value_pb2.AttrValue:
+    return attr_value_pb2.AttrValue(func=attr_value_pb2.NameAttrList(name=name))
+
+
+def dtype_name(dtype: int) -> str:
+    """TensorFlow's name of a DataType enum value: ``"float32"``."""
+    import tensorflow as tf
+
+    return str(tf.dtypes.as_dtype(dtype).base_dtype.name)
+
+
+def make_function(
+    name: str,
+    nodes: Sequence[NodeDef],
+    args: Sequence[tuple[str, int]],
+    results: Sequence[tuple[str, int, str]],
+    control: Sequence[str] = (),
+) -> FunctionDef:
+    """A FunctionDef from graph nodes.
+
+    Args:
+        name: the function's name.
+        nodes: body nodes in graph syntax (inputs ``"node:index"``); an input may name an argument.
+        args: (graph name, DataType) of each argument: the Placeholder whose place it takes in the body.
+        results: (name, DataType, tensor) of each result; ``tensor`` in graph syntax.
+        control: names of body nodes that must run although no result needs them.
+    """
+    function = FunctionDef()
+    function.signature.name = name
+    # Graph names such as "a/B" are no legal argument names, so arguments are numbered.
+    arg_names = {arg: f"arg{index}" for index, (arg, _) in enumerate(args)}
+    slots = {node.name: _function_slots(node) for node in nodes}
+
+    def rename(ref: Ref) -> str:
+        if ref.index < 0:
+            return format_ref(ref)
+        return arg_names.get(ref.node) or f"{ref.node}:{slots[ref.node][ref.index]}"
+
+    for index, (_, dtype) in enumerate(args):
+        function.signature.input_arg.add(name=f"arg{index}", type=dtype)
+    for node in nodes:
+        copy = function.node_def.add()
+        copy.CopyFrom(node)
+        refs = [parse_ref(text) for text in node.input]
+        copy.ClearField("input")
+        copy.input.extend(rename(ref) for ref in refs if not (ref.index < 0 and ref.node in arg_names))
+    for result, dtype, tensor in results:
+        function.signature.output_arg.add(name=result, type=dtype)
+        function.ret[result] = rename(parse_ref(tensor))
+    for node_name in control:
+        function.signature.control_output.append(node_name)
+        function.control_ret[node_name] = node_name
+    function.signature.is_stateful = any(
+        (definition := tf_private.op_def(node.op)) is None or definition.is_stateful for node in nodes
+    )
+    return function
+
+
+def _function_slots(node: NodeDef) -> list[str]:
+    """For every flat output index, the ``argname:position`` that a FunctionDef uses."""
+    definition = tf_private.op_def(node.op)
+    if definition is None:
+        raise InternalError(f"{node.name}: op {node.op} is not registered")
+    return [f"{arg}:{position}" for arg, dtypes in _output_args(definition, node) for position in range(len(dtypes))]
+
+

@@ -1,0 +1,337 @@
+"""Load: open any SavedModel that TensorFlow can serve, and cut one signature out of it as an inlined graph.
+
+Everything goes through the meta graph, as TensorFlow Serving does: TF1 SavedModels, TF2 and Keras-3 exports and old Keras
+models whose Python objects no longer load are all the same here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from refimpl import tf_private
+from refimpl.artifacts import Arg, SignatureGraph
+from refimpl.convert import graphdefs as gd
+from refimpl.errors import SourceError
+from refimpl.specs import Signature, TensorSpec
+
+_INIT_SIGNATURES = frozenset({"__saved_model_init_op", "__saved_model_train_op"})
+# Nodes that own state: they stay in the model's own graph and are passed into the stitched function.
+_VARIABLES = frozenset("VarHandleOp VariableV2 Variable".split())
+_RESOURCES = frozenset("HashTableV2 MutableHashTableV2 MutableDenseHashTableV2 MutableHashTableOfTensorsV2".split())
+_TF1_CONTROL_FLOW = frozenset("Enter Exit NextIteration Switch Merge LoopCond RefEnter RefSwitch RefMerge".split())
+
+
+class Source:
+    """An open SavedModel: its protobuf, and a TensorFlow session in which it is loaded.
+
+    Args:
+        path: the SavedModel's directory.
+        tags: tags of the meta graph to use; empty means ``serve`` or the only one.
+
+    Raises:
+        SourceError: no such directory, not a SavedModel, no such tags, or TensorFlow cannot load it.
+    """
+
+    def __init__(self, path: Path, tags: Sequence[str] = ()) -> None:
+        self.path = path
+        self.proto = _read_proto(path)
+        self.meta_graph = _pick_meta_graph(self.proto, tags, path)
+        self.tags = tuple(self.meta_graph.meta_info_def.tags)
+        self.graph = tf.Graph()
+        with self.graph.as_default():
+            self.session = tf.compat.v1.Session(graph=self.graph, config=_session_config())
+            try:
+                tf.compat.v1.saved_model.load(self.session, list(self.tags), str(path))
+            except (tf.errors.OpError, ValueError, KeyError, OSError, RuntimeError) as error:
+                self.session.close()
+                raise SourceError(
+                    f"TensorFlow {tf.__version__} cannot load {path}: {_first_line(error)}",
+                    hint="refimpl converts what TensorFlow can serve; check that it loads with saved_model_cli",
+                ) from error
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.session.close()
+
+    @property
+    def signature_keys(self) -> tuple[str, ...]:
+        return tuple(sorted(key for key in self.meta_graph.signature_def if key not in _INIT_SIGNATURES))
+
+    def pick_signatures(self, wanted: Sequence[str]) -> tuple[str, ...]:
+        """The keys to convert: those wanted, or ``serving_default``, or the only one.
+
+        Raises:
+            SourceError: an unknown key, or no way to choose.
+        """
+        known = self.signature_keys
+        hint = f"this SavedModel has: {', '.join(known) or 'none'}"
+        if list(wanted) == ["*"]:
+            return known
+        for key in wanted:
+            if key not in known:
+                raise SourceError(f"no signature {key!r} in {self.path}", hint=hint)
+        if wanted:
+            return tuple(dict.fromkeys(wanted))
+        if "serving_default" in known:
+            return ("serving_default",)
+        if len(known) == 1:
+            return known
+        raise SourceError(f"{self.path} has no signature serving_default", hint=f"name one with --signature; {hint}")
+
+    def values(self, args: Iterable[Arg]) -> dict[str, np.ndarray[Any, Any]]:
+        """The value of each variable among ``args``, by the argument's name."""
+        fetches = {}
+        with self.graph.as_default(), tf.device("CPU:0"):
+            for arg in args:
+                tensor = self.graph.get_tensor_by_name(arg.tensor)
+                if tensor.dtype == tf.resource:
+                    tensor = tf.raw_ops.ReadVariableOp(resource=tensor, dtype=tf.as_dtype(arg.dtype))
+                fetches[arg.name] = tensor
+        return dict(self.session.run(fetches)) if fetches else {}
+
+
+def read_signature(source: Source, key: str) -> Signature:
+    """The names, dtypes and shapes of a signature.
+
+    Inputs keep the order in which the exported function takes them, outputs the order in which it returns them.
+
+    Raises:
+        SourceError: an input or output is a composite tensor (sparse, ragged).
+    """
+    definition = source.meta_graph.signature_def[key]
+    for name, info in [*definition.inputs.items(), *definition.outputs.items()]:
+        if info.WhichOneof("encoding") != "name":
+            raise SourceError(
+                f"{name!r} is a {info.WhichOneof('encoding') or 'nameless'} tensor",
+                hint="sparse and ragged inputs or outputs cannot be converted; leave this signature in TensorFlow",
+                signature=key,
+            )
+    order = _caller_order(source.meta_graph, definition)
+    inputs = sorted(definition.inputs, key=lambda name: (order.get(definition.inputs[name].name, 0), name))
+    outputs = sorted(definition.outputs, key=lambda name: (gd.parse_ref(definition.outputs[name].name).index, name))
+    if len({gd.parse_ref(info.name).node for info in definition.outputs.values()}) > 1:
+        outputs = sorted(definition.outputs)
+    return Signature(
+        key,
+        tuple(_spec(name, definition.inputs[name]) for name in inputs),
+        tuple(_spec(name, definition.outputs[name]) for name in outputs),
+    )
+
+
+def signature_graph(source: Source, key: str) -> SignatureGraph:
+    """Cut one signature out of the model's graph, with every function call inlined.
+
+    Control flow stays functional (one If, While or Case op each). State (variables, tables) becomes arguments.
+
+    Raises:
+        SourceError: the signature cannot be cut out (composite tensors, TF1 control flow, state passed by reference).
+    """
+    signature = read_signature(source, key)
+    definition = source.meta_graph.signature_def[key]
+    graph_def = source.meta_graph.graph_def
+    nodes = {node.name: node for node in graph_def.node}
+    feeds = {gd.parse_ref(definition.inputs[spec.name].name): spec for spec in signature.inputs}
+    results = [gd.parse_ref(definition.outputs[spec.name].name) for spec in signature.outputs]
+    for name, info in definition.inputs.items():
+        if gd.parse_ref(info.name).node not in nodes:
+            raise SourceError(f"input {name!r} names {info.name!r}, which is not in the graph", signature=key)
+    state = frozenset(name for name, node in nodes.items() if node.op in _VARIABLES | _RESOURCES)
+    names = gd.reachable(nodes, (ref.node for ref in results), stop=state | {ref.node for ref in feeds})
+    if bad := sorted({nodes[name].op for name in names} & _TF1_CONTROL_FLOW):
+        raise SourceError(
+            f"TF1 control flow ({', '.join(bad)}) cannot be cut",
+            hint="re-export the model with tf.compat.v1.enable_control_flow_v2()",
+            signature=key,
+        )
+    args, body = [], []
+    for ref, spec in feeds.items():
+        info = definition.inputs[spec.name]
+        args.append(Arg(f"arg/{len(args)}", "input", spec.name, spec.dtype, ref.tensor, spec.shape))
+        body.append(_placeholder(args[-1].name, info.dtype, info.tensor_shape))
+    renamed = {ref: arg.name for ref, arg in zip(feeds, args, strict=True)}
+    for name in sorted(names & state):
+        arg, node = _state_arg(nodes[name], key)
+        args.append(arg)
+        body.append(node)
+    fed = {ref.node for ref in feeds} - {ref.node for ref in results if ref not in feeds}
+    body += [_rewired(nodes[name], renamed) for name in sorted(names - state - fed)]
+    pruned = gd.GraphDef(node=body, versions=graph_def.versions, library=graph_def.library)
+    outs = [renamed.get(ref, ref.node) + (":0" if ref in renamed else f":{ref.index}") for ref in results]
+    return _inlined(signature, pruned, tuple(args), outs)
+
+
+def _inlined(signature: Signature, pruned: Any, args: tuple[Arg, ...], outs: list[str]) -> SignatureGraph:
+    # An Identity per result keeps the fetched name alive whatever the inliner does with the call that made it.
+    library = {function.signature.name: function for function in pruned.library.function}
+    dtypes = {node.name: node for node in pruned.node}
+    for index, out in enumerate(outs):
+        ref = gd.parse_ref(out)
+        node = dtypes[ref.node]
+        dtype = _result_dtype(node, ref.index)
+        pruned.node.append(gd.make_node(f"result/{index}", "Identity", [gd.format_ref(ref)], T=gd.type_attr(dtype)))
+    pruned.library.Clear()
+    pruned.library.function.extend(gd.functions_of(pruned.node, library).values())
+    results = tuple(f"result/{index}:0" for index in range(len(outs)))
+    graph_def = tf_private.inline_functions(pruned, [f"{arg.name}:0" for arg in args], list(results))
+    return SignatureGraph(signature, _without_idle_control(graph_def), args, results)
+
+
+def _result_dtype(node: gd.NodeDef, index: int) -> int:
+    if node.op in ("PartitionedCall", "StatefulPartitionedCall"):
+        return int(node.attr["Tout"].list.type[index])
+    if node.op == "Placeholder":
+        return int(node.attr["dtype"].type)
+    return gd.output_dtypes(node)[index]
+
+
+def _without_idle_control(graph_def: Any) -> Any:
+    """Drop control edges that order nothing, and nodes that only such edges kept alive.
+
+    Inlining leaves a control edge from every former call to every node inside it. They matter only where they come,
+    however indirectly, from an op with a side effect.
+    """
+    library = {function.signature.name: function for function in graph_def.library.function}
+    order = gd.topological(graph_def)
+    effect: set[str] = set()
+    through: dict[gd.Ref, str] = {}  # an Identity that names nothing the user knows -> what it reads
+    for node in order:
+        controls = {ref.node for ref in map(gd.parse_ref, node.input) if ref.index < 0}
+        if (gd.is_stateful(node, library) and "Random" not in node.op) or (node.op in ("NoOp", "Identity") and controls & effect):
+            effect.add(node.name)
+        kept = [text for text in node.input if not text.startswith("^") or text[1:] in effect]
+        node.attr.pop("_class", None)  # colocation with calls that are gone
+        node.attr.pop("_output_shapes", None)  # true of the handles, not of the values that will take their place
+        kept = [through.get(gd.parse_ref(text), text) for text in kept]
+        node.ClearField("input")
+        node.input.extend(kept)
+        if node.op == "Identity" and len(kept) == 1 and not node.name.startswith("result/"):
+            through[gd.Ref(node.name, 0)] = kept[0]
+    nodes = {node.name: node for node in order}
+    alive = gd.reachable(nodes, [name for name in nodes if name.startswith(("result/", "arg/"))])
+    kept_nodes = [node for node in order if node.name in alive]
+    functions = gd.functions_of(kept_nodes, library)
+    clean = gd.GraphDef(node=kept_nodes, versions=graph_def.versions)
+    clean.library.function.extend(functions.values())
+    return clean
+
+
+def _state_arg(node: gd.NodeDef, key: str) -> tuple[Arg, gd.NodeDef]:
+    """A variable or table as an argument: by its handle, or by value where TF1 passes a reference."""
+    if node.op == "VarHandleOp":
+        shape = node.attr["shape"].shape
+        dtype = gd.dtype_name(node.attr["dtype"].type)
+        size = None if shape.unknown_rank else tuple(dim.size if dim.size >= 0 else None for dim in shape.dim)
+        return Arg(node.name, "variable", "", dtype, f"{node.name}:0", size), _placeholder(node.name, tf.resource.as_datatype_enum)
+    if node.op in ("VariableV2", "Variable"):
+        dtype_enum = node.attr["dtype"].type
+        arg = Arg(node.name, "value", "", gd.dtype_name(dtype_enum), f"{node.name}:0", None)
+        return arg, _placeholder(node.name, dtype_enum)
+    return Arg(node.name, "resource", "", "resource", f"{node.name}:0", ()), _placeholder(node.name, tf.resource.as_datatype_enum)
+
+
+def _placeholder(name: str, dtype: int, shape: Any = None) -> gd.NodeDef:
+    node = gd.make_node(name, "Placeholder", [], dtype=gd.type_attr(dtype))
+    if shape is None:
+        node.attr["shape"].shape.unknown_rank = True
+    else:
+        node.attr["shape"].shape.CopyFrom(shape)
+    return node
+
+
+def _rewired(node: gd.NodeDef, renamed: dict[gd.Ref, str]) -> gd.NodeDef:
+    copy = gd.NodeDef()
+    copy.CopyFrom(node)
+    inputs = [renamed.get(gd.parse_ref(text), text) for text in node.input]
+    copy.ClearField("input")
+    copy.input.extend(inputs)
+    if copy.op == "PlaceholderWithDefault":  # nobody feeds it here, so its default is its value
+        copy.op = "Identity"
+        copy.attr["T"].type = copy.attr.pop("dtype").type
+        copy.attr.pop("shape", None)
+    return copy
+
+
+def _caller_order(meta_graph: Any, definition: Any) -> dict[str, int]:
+    """The position of each fed tensor in the call that makes the outputs; empty for a TF1 graph."""
+    callers = {gd.parse_ref(info.name).node for info in definition.outputs.values()}
+    for node in meta_graph.graph_def.node:
+        if node.name in callers and node.op == "StatefulPartitionedCall":
+            return {gd.parse_ref(text).tensor: index for index, text in enumerate(node.input)}
+    return {}
+
+
+def _spec(name: str, info: Any) -> TensorSpec:
+    shape = info.tensor_shape
+    sizes = None if shape.unknown_rank else tuple(None if dim.size < 0 else int(dim.size) for dim in shape.dim)
+    return TensorSpec(name, gd.dtype_name(info.dtype), sizes)
+
+
+def tree_sha256(path: Path) -> str:
+    """SHA-256 (hex) over the names and contents of every file below ``path``, in name order."""
+    total = hashlib.sha256()
+    for file in sorted(item for item in path.rglob("*") if item.is_file()):
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(stream.read())
+        total.update(f"{file.relative_to(path).as_posix()}\0{content.hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _read_proto(path: Path) -> Any:
+    if not path.exists():
+        raise SourceError(f"no such directory: {path}", hint="give the directory that holds saved_model.pb")
+    if not path.is_dir():
+        raise SourceError(f"{path} is not a directory", hint="give the directory that holds saved_model.pb")
+    binary, text = path / "saved_model.pb", path / "saved_model.pbtxt"
+    proto = saved_model_pb2.SavedModel()
+    try:
+        if binary.is_file():
+            proto.ParseFromString(binary.read_bytes())
+        elif text.is_file():
+            from google.protobuf import text_format
+
+            text_format.Parse(text.read_text(encoding="utf-8"), proto)
+        else:
+            raise SourceError(f"{path} is not a SavedModel: it has no saved_model.pb", hint=_not_saved_model_hint(path))
+    except SourceError:
+        raise
+    except Exception as error:  # protobuf raises different classes in its C and Python implementations
+        raise SourceError(f"{path} is damaged: saved_model.pb cannot be parsed: {error}", hint="export the model again") from error
+    if not proto.meta_graphs:
+        raise SourceError(f"{path} is damaged: saved_model.pb holds no meta graph", hint="export the model again")
+    return proto
+
+
+def _not_saved_model_hint(path: Path) -> str:
+    if any(path.glob("*.keras")) or any(path.glob("*.h5")):
+        return "this folder holds Keras files: load one and write a SavedModel with model.export(DIR)"
+    nested = sorted(item.parent for item in path.glob("*/saved_model.pb"))
+    return f"did you mean {nested[0]}?" if nested else "write one with model.export(DIR) or tf.saved_model.save"
+
+
+def _pick_meta_graph(proto: Any, tags: Sequence[str], path: Path) -> Any:
+    found = {frozenset(meta.meta_info_def.tags): meta for meta in proto.meta_graphs}
+    wanted = frozenset(tags or ("serve",))
+    if wanted in found:
+        return found[wanted]
+    if not tags and len(found) == 1:
+        return next(iter(found.values()))
+    listed = "; ".join(",".join(sorted(item)) or "(none)" for item in found)
+    raise SourceError(f"no meta graph tagged {','.join(sorted(wanted))} in {path}", hint=f"tags there: {listed} (use --tags)")
+
+
+def _session_config() -> Any:
+    return tf.compat.v1.ConfigProto(device_count={"GPU": 0})
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,268 @@
+"""Lower: from TensorFlow ops to ONNX, so that every tensor a cut may fall on is carried exactly.
+
+Every op output gets an Identity *marker* that all consumers read. tf2onnx puts its layout transposes between markers, so
+the ONNX tensor of a marker equals the TensorFlow tensor. The nodes between markers are an *atom*.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from refimpl import tf_private
+from refimpl.artifacts import Array, Op, SignatureGraph
+from refimpl.convert import graphdefs as gd
+from refimpl.convert.constants import WEIGHT, LoweringGraph
+from refimpl.errors import InternalError
+from refimpl.specs import TensorSpec
+
+OPSET = 18  # the newest that tf2onnx 1.17 writes
+_UNCUTTABLE = frozenset(["variant", "resource", "string"])
+
+
+@dataclass(frozen=True)
+class OpGraph:
+    """A signature as a graph of ops and tensors, for everything that cuts it (lower, partition, stitch)."""
+
+    source: SignatureGraph
+    lowering: LoweringGraph
+    ops: Mapping[str, Op]  # computed ops in topological order; constants and results left out
+    specs: Mapping[str, TensorSpec]  # every tensor of a computed op or an input: "node:index"
+    results: tuple[str, ...]  # per signature output, the tensor that it is
+
+    def onnx_name(self, tensor: str) -> str:
+        """The name that a cut tensor has in every ONNX graph of this signature."""
+        return f"{marker(tensor)}:0"
+
+
+def marker(tensor: str) -> str:
+    ref = gd.parse_ref(tensor)
+    return f"mk/{ref.node}/{ref.index}"
+
+
+def op_graph(source: SignatureGraph, lowering: LoweringGraph) -> OpGraph:
+    """Sort a signature's nodes into ops and infer the dtype and shape of every tensor."""
+    shapes = _infer_shapes(lowering)
+    specs: dict[str, TensorSpec] = {}
+    skip = lowering.constant
+    for node in lowering.order:
+        if node.name in skip or node.name.startswith("result/"):
+            continue
+        made = lowering.bodies[node.name][-1]  # where variables arrive by value, its dtypes are the values'
+        dtypes = [node.attr["dtype"].type] if node.op == "Placeholder" else gd.output_dtypes(made)
+        for index, dtype in enumerate(dtypes):
+            tensor = f"{node.name}:{index}"
+            specs[tensor] = TensorSpec(tensor, gd.dtype_name(dtype), shapes.get(tensor))
+    computed = [node for node in lowering.order if node.name not in skip and node.op != "Placeholder"
+                and not node.name.startswith("result/")]
+    groups = _group(computed, specs)
+    ops = {node.name: _op(node, specs, skip, groups[node.name]) for node in computed}
+    by_name = {node.name: node for node in lowering.order}
+    results = tuple(gd.data_inputs(by_name[gd.parse_ref(name).node])[0].tensor for name in source.results)
+    return OpGraph(source, lowering, ops, specs, results)
+
+
+def _op(node: gd.NodeDef, specs: Mapping[str, TensorSpec], constant: frozenset[str], group: int) -> Op:
+    refs = gd.data_inputs(node)
+    outputs = []
+    while (tensor := f"{node.name}:{len(outputs)}") in specs:
+        outputs.append(specs[tensor])
+    return Op(
+        name=node.name,
+        type=node.op,
+        inputs=tuple(dict.fromkeys(ref.tensor for ref in refs if ref.node not in constant)),
+        controls=tuple(ref.node for ref in map(gd.parse_ref, node.input) if ref.index < 0 and ref.node not in constant),
+        outputs=tuple(outputs),
+        constants=tuple(dict.fromkeys(ref.node for ref in refs if ref.node in constant)),
+        group=group,
+    )
+
+
+def _group(nodes: Sequence[gd.NodeDef], specs: Mapping[str, TensorSpec]) -> dict[str, int]:
+    """Ops joined by a variant tensor (a TensorList and the loop that fills it) form one group."""
+    group = {node.name: index for index, node in enumerate(nodes)}
+    members = {index: [name] for name, index in group.items()}
+    for node in nodes:
+        for ref in gd.data_inputs(node):
+            if ref.node in group and specs[ref.tensor].dtype == "variant" and group[ref.node] != group[node.name]:
+                moved = members.pop(group[node.name])
+                members[group[ref.node]] += moved
+                group.update(dict.fromkeys(moved, group[ref.node]))
+    return group
+
+
+def _infer_shapes(lowering: LoweringGraph) -> dict[str, tuple[int | None, ...] | None]:
+    nodes = [node for name in lowering.bodies for node in lowering.bodies[name]]
+    graph = import_graph(nodes, lowering)
+    shapes = {}
+    for operation in graph.get_operations():
+        for tensor in operation.outputs:
+            shapes[tensor.name] = None if tensor.shape.rank is None else tuple(tensor.shape.as_list())
+    return shapes
+
+
+def import_graph(nodes: Iterable[gd.NodeDef], lowering: LoweringGraph) -> tf.Graph:
+    """A tf.Graph of these nodes with the functions they call, shapes inferred, devices dropped."""
+    graph_def = gd.GraphDef(node=nodes, versions=lowering.versions)
+    for node in graph_def.node:
+        node.device = ""
+    graph_def.library.function.extend(gd.functions_of(graph_def.node, lowering.library).values())
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.graph_util.import_graph_def(graph_def, name="")
+    return graph
+
+
+def subgraph_nodes(graph: OpGraph, ops: Sequence[str], *, marked: bool) -> tuple[list[gd.NodeDef], list[str], list[str]]:
+    """The nodes that compute ``ops`` alone: Placeholders at the cut, constants copied in.
+
+    Args:
+        graph: the whole signature.
+        ops: names of ops, in topological order.
+        marked: put a marker behind every tensor, not only on the ones that leave.
+
+    Returns:
+        Nodes, cut tensors that enter, cut tensors that leave (both in a stable order).
+    """
+    inside = set(ops)
+    entering = list(dict.fromkeys(
+        tensor for name in ops for tensor in graph.ops[name].inputs if gd.parse_ref(tensor).node not in inside
+    ))
+    leaving = leaving_tensors(graph, inside)
+    marked_tensors = {spec.name for name in ops for spec in graph.ops[name].outputs if spec.dtype not in _UNCUTTABLE}
+    if not marked:
+        marked_tensors &= set(leaving)
+    redirect = {gd.parse_ref(tensor): marker(tensor) for tensor in [*entering, *(marked_tensors if marked else ())]}
+    nodes = [_placeholder(graph.specs[tensor]) for tensor in entering]
+    for name in _with_constants(graph, ops):
+        nodes += [_redirected(node, redirect) for node in graph.lowering.bodies[name]]
+    for tensor in sorted(marked_tensors):
+        dtype = tf.as_dtype(graph.specs[tensor].dtype).as_datatype_enum
+        nodes.append(gd.make_node(marker(tensor), "Identity", [tensor], T=gd.type_attr(dtype)))
+    return nodes, entering, leaving
+
+
+def leaving_tensors(graph: OpGraph, inside: set[str]) -> list[str]:
+    """Tensors made inside that something outside, or a signature output, reads; in the order the ops make them."""
+    wanted = {tensor for name, op in graph.ops.items() if name not in inside for tensor in op.inputs} | set(graph.results)
+    return [spec.name for name in graph.ops if name in inside for spec in graph.ops[name].outputs if spec.name in wanted]
+
+
+def _with_constants(graph: OpGraph, ops: Sequence[str]) -> list[str]:
+    bodies, constant = graph.lowering.bodies, graph.lowering.constant
+    needed: dict[str, None] = {}
+
+    def visit(name: str) -> None:
+        stack = [name]
+        while stack:
+            current = stack[-1]
+            waiting = [ref.node for node in bodies[current] for ref in gd.data_inputs(node)
+                       if ref.node in constant and ref.node in bodies and ref.node != current and ref.node not in needed]
+            if waiting:
+                stack += waiting
+            else:
+                needed[current] = None
+                stack.pop()
+
+    for name in ops:
+        visit(name)
+    return list(needed)
+
+
+def _placeholder(spec: TensorSpec) -> gd.NodeDef:
+    node = gd.make_node(marker(spec.name), "Placeholder", [], dtype=gd.type_attr(tf.as_dtype(spec.dtype).as_datatype_enum))
+    if spec.shape is None:
+        node.attr["shape"].shape.unknown_rank = True
+    else:
+        for size in spec.shape:
+            node.attr["shape"].shape.dim.add(size=-1 if size is None else size)
+    return node
+
+
+def _redirected(node: gd.NodeDef, redirect: Mapping[gd.Ref, str]) -> gd.NodeDef:
+    copy = gd.NodeDef()
+    copy.CopyFrom(node)
+    inputs = [redirect.get(gd.parse_ref(text), text) for text in node.input if not text.startswith("^")]
+    copy.ClearField("input")
+    copy.input.extend(inputs)
+    return copy
+
+
+def to_onnx(graph: OpGraph, ops: Sequence[str], *, marked: bool) -> tuple[Any, dict[str, Array]]:
+    """Lower some ops with tf2onnx, its optimizer left out.
+
+    Returns:
+        An ONNX ModelProto whose inputs are the entering cut tensors and the hollow weights, whose outputs are the
+        leaving cut tensors (each under :meth:`OpGraph.onnx_name`), and the value of each hollow weight by input name.
+
+    Raises:
+        Exception: whatever tf2onnx raises; the caller decides which ops are to blame.
+    """
+    nodes, entering, leaving = subgraph_nodes(graph, ops, marked=marked)
+    weights = {f"{node.name}:0": graph.lowering.weights[node.name] for node in nodes if node.name.startswith(WEIGHT)
+               and node.op == "Placeholder"}
+    inputs = [graph.onnx_name(tensor) for tensor in entering] + list(weights)
+    outputs = [graph.onnx_name(tensor) for tensor in leaving]
+    if marked:  # tf2onnx renames what it returns; the markers themselves must keep their names
+        for index, tensor in enumerate(leaving):
+            dtype = tf.as_dtype(graph.specs[tensor].dtype).as_datatype_enum
+            nodes.append(gd.make_node(f"out/{index}", "Identity", [marker(tensor)], T=gd.type_attr(dtype)))
+            outputs[index] = f"out/{index}:0"
+    tf_graph = _without_calls(import_graph(nodes, graph.lowering), inputs, outputs)
+    with quiet():
+        import tf2onnx.tfonnx
+
+        with tf_graph.as_default():
+            onnx_graph = tf2onnx.tfonnx.process_tf_graph(
+                tf_graph, continue_on_error=True, opset=OPSET, input_names=inputs, output_names=outputs
+            )
+        model = onnx_graph.make_model("island")
+    _tidy(model.graph)
+    names = {item.name for item in model.graph.output}
+    if missing := set(outputs) - names:
+        raise InternalError(f"lowering lost {sorted(missing)}")
+    return model, weights
+
+
+def _tidy(graph: Any) -> None:
+    """Repair what tf2onnx leaves to its optimizer: an Identity that still has TensorListFromTensor's second input."""
+    for node in graph.node:
+        if node.op_type == "Identity" and len(node.input) > 1:
+            del node.input[1:]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _tidy(attribute.g)
+
+
+def _without_calls(graph: tf.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> tf.Graph:
+    """Inline the calls that Keras marks ``jit_compile`` (grouped convolutions); Grappler spares them otherwise."""
+    if not any(op.type in ("PartitionedCall", "StatefulPartitionedCall") for op in graph.get_operations()):
+        return graph
+    graph_def = graph.as_graph_def()
+    for holder in [*graph_def.node, *graph_def.library.function]:
+        for key in ("_XlaMustCompile", "_noinline"):
+            holder.attr.pop(key, None)
+    graph_def = tf_private.inline_functions(graph_def, inputs, outputs)
+    result = tf.Graph()
+    with result.as_default():
+        tf.graph_util.import_graph_def(graph_def, name="")
+    return result
+
+
+@contextlib.contextmanager
+def quiet() -> Any:
+    """Keep tf2onnx from logging errors for ops that refimpl reports itself."""
+    logger = logging.getLogger("tf2onnx")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,130 @@
+"""Helpers over ONNX graphs held by GraphSurgeon: weights put back, constants folded, parts cut out, oddities found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import onnxruntime as ort
+
+from refimpl.artifacts import Array
+from refimpl.specs import TensorSpec
+
+_UNSUPPORTED_DTYPES = {
+    onnx.TensorProto.DOUBLE: "float64 (TensorRT would compute it in float32)",
+    onnx.TensorProto.STRING: "string",
+    onnx.TensorProto.COMPLEX64: "complex64",
+    onnx.TensorProto.COMPLEX128: "complex128",
+}
+
+
+def import_with_weights(model: Any, weights: Mapping[str, Array]) -> gs.Graph:
+    """A GraphSurgeon graph in which every hollow weight is a constant again and constants are folded."""
+    graph = gs.import_onnx(model)
+    kept = []
+    for tensor in graph.inputs:
+        if tensor.name in weights:
+            tensor.to_constant(np.ascontiguousarray(weights[tensor.name]))
+        else:
+            kept.append(tensor)
+    graph.inputs = kept
+    _fold(graph)
+    return graph
+
+
+def _fold(graph: gs.Graph) -> None:
+    """Evaluate nodes that read only constants (weight transposes and the like), once, with ONNX Runtime."""
+    foldable: list[gs.Node] = []
+    outputs: dict[str, gs.Tensor] = {}
+    known: set[int] = set()
+    for node in graph.nodes:
+        inner = any(isinstance(value, gs.Graph) for value in node.attrs.values())
+        if inner or not node.inputs or not onnx.defs.has(node.op) or node.name.startswith("mk/"):
+            continue
+        if all(isinstance(tensor, gs.Constant) or id(tensor) in known for tensor in node.inputs):
+            foldable.append(node)
+            known.update(id(tensor) for tensor in node.outputs)
+    inside = {id(node) for node in foldable}
+    for node in foldable:
+        for tensor in node.outputs:
+            if any(id(consumer) not in inside for consumer in tensor.outputs) or tensor in graph.outputs:
+                outputs[tensor.name] = tensor
+    if not outputs:
+        return
+    part = gs.Graph(nodes=foldable, inputs=[], outputs=list(outputs.values()), opset=graph.opset, name="constants")
+    model = gs.export_onnx(part, do_type_check=False)
+    model.ir_version = 8
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    for name, value in zip(outputs, session.run(list(outputs), {}), strict=True):
+        outputs[name].inputs.clear()
+        outputs[name].to_constant(np.ascontiguousarray(value))
+    for node in foldable:
+        node.inputs.clear()
+        node.outputs.clear()
+    graph.nodes = [node for node in graph.nodes if id(node) not in inside]
+
+
+def cut_out(
+    graph: gs.Graph, nodes: Iterable[gs.Node], inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
+) -> Any:
+    """A ModelProto of some nodes.
+
+    Args:
+        graph: the graph they are in; it stays as it is.
+        nodes: the nodes, in any order.
+        inputs: names of the tensors that enter, with dtype and shape.
+        outputs: names of the tensors that leave, likewise.
+    """
+    tensors = graph.tensors()
+    for tensor_name, spec in [*inputs.items(), *outputs.items()]:
+        tensors[tensor_name].dtype = spec.numpy_dtype()
+        tensors[tensor_name].shape = None if spec.shape is None else [
+            f"{tensor_name}/{axis}" if size is None else size for axis, size in enumerate(spec.shape)
+        ]
+    wanted = {id(node) for node in nodes}
+    part = gs.Graph(
+        nodes=[node for node in graph.nodes if id(node) in wanted],  # in the graph's own, topological order
+        inputs=[tensors[item] for item in inputs],
+        outputs=[tensors[item] for item in outputs],
+        opset=graph.opset,
+        import_domains=graph.import_domains,
+        name="part",
+    )
+    model = gs.export_onnx(part, do_type_check=False)
+    model.ir_version = 8
+    return model
+
+
+def refusal_of(node: gs.Node) -> str:
+    """Why a node can go into no engine whatever TensorRT says of it; "" when nothing is known against it."""
+    if node.domain not in (None, "", "ai.onnx") or not onnx.defs.has(node.op):
+        return f"tf2onnx has no lowering for {node.op}"
+    for tensor in [*node.inputs, *node.outputs]:
+        dtype = tensor.dtype
+        kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) if dtype is not None and not isinstance(dtype, int) else dtype
+        if kind in _UNSUPPORTED_DTYPES and not (isinstance(tensor, gs.Constant) and tensor.values.size == 0):
+            return f"its lowering computes in {_UNSUPPORTED_DTYPES[kind]}"
+    for value in node.attrs.values():
+        if isinstance(value, gs.Graph):
+            for inner in value.nodes:
+                if reason := refusal_of(inner):
+                    return f"{reason} (inside {node.op})"
+    return ""
+
+
+def outer_tensors(node: gs.Node) -> list[gs.Tensor]:
+    """Every tensor of the enclosing graph that a node reads, those used only inside its If or Loop bodies included."""
+    found = list(node.inputs)
+    for value in node.attrs.values():
+        if isinstance(value, gs.Graph):
+            made = {id(tensor) for inner in value.nodes for tensor in inner.outputs} | {id(t) for t in value.inputs}
+            for inner in value.nodes:
+                found += [tensor for tensor in outer_tensors(inner) if id(tensor) not in made]
+            found += [tensor for tensor in value.outputs if id(tensor) not in made]
+    return found

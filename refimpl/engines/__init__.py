@@ -1,0 +1,81 @@
+"""Engines: how one island is built and run. One small Protocol, one module per kind, no registry.
+
+``KINDS`` is in order of preference at run time: the first kind that is stored in a bundle and can execute here runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+KINDS = ("tensorrt", "onnxruntime")
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Smallest, typical and largest shape of every input of an island, in the island's input order."""
+
+    min: tuple[tuple[int, ...], ...]
+    opt: tuple[tuple[int, ...], ...]
+    max: tuple[tuple[int, ...], ...]
+    # Values of the integer inputs that are used as shapes: (input index, min, opt, max), flattened.
+    values: tuple[tuple[int, tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """What an engine build may depend on besides the island and its profiles."""
+
+    tf32: bool
+    workspace_bytes: int
+
+
+class OpenEngine(Protocol):
+    """An engine that is loaded and ready."""
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run once. Inputs and outputs are C-contiguous arrays in the island's order.
+
+        Raises:
+            RunError: the engine cannot run these inputs.
+        """
+
+
+class EngineKind(Protocol):
+    """A module of this package, seen as an object."""
+
+    NAME: str
+    SUFFIX: str  # of the stored file
+
+    def version(self) -> str:
+        """Name and version of the library that builds and runs engines of this kind; "" when it is not installed."""
+
+    def why_not_here(self) -> str:
+        """Why engines of this kind cannot execute on this machine; "" when they can."""
+
+    def build(self, model: Path, target: Path, profiles: Sequence[Profile], options: BuildOptions) -> None:
+        """Build an engine from an ONNX file and write it to ``target``.
+
+        Raises:
+            BuildError: the island cannot be built; the message says why.
+            UnsupportedError: the library is not installed.
+        """
+
+    def open(self, path: Path) -> OpenEngine:
+        """Load a stored engine.
+
+        Raises:
+            RunError: it cannot be loaded here.
+        """
+
+
+def kind(name: str) -> EngineKind:
+    """The engine kind of this name (one of ``KINDS``)."""
+    module: Any = importlib.import_module(f"refimpl.engines.{name}")
+    return module  # type: ignore[no-any-return]

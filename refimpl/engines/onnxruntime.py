@@ -1,0 +1,108 @@
+"""The embedded engine: ONNX Runtime on the CPU. Always there, and the reference that islands are verified with."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+
+from refimpl.engines import Array, BuildOptions, Profile
+from refimpl.errors import BuildError, RunError
+
+NAME = "onnxruntime"
+SUFFIX = ".onnx"
+_PROVIDERS = ("CPUExecutionProvider",)
+EXTERNAL_BYTES = 1 << 30  # a protobuf ends at 2 GiB; above this, weights go to a file beside the model
+
+
+def version() -> str:
+    return f"onnxruntime {ort.__version__}"
+
+
+def why_not_here() -> str:
+    return ""
+
+
+def build(model: Path, target: Path, profiles: Sequence[Profile], options: BuildOptions) -> None:
+    """Nothing to compile: the stored engine is the island's ONNX file, checked to load."""
+    open(model)
+    if model != target:
+        shutil.copyfile(model, target)
+
+
+def open(path: Path) -> OrtEngine:  # noqa: A001  (the Protocol's name)
+    return OrtEngine(path)
+
+
+class OrtEngine:
+    """An ONNX Runtime session over one island."""
+
+    def __init__(self, path: Path, *, optimize: bool = True) -> None:
+        options = session_options()
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=list(_PROVIDERS))
+        except Exception as error:  # its exceptions share no base class with a public name
+            raise RunError(f"ONNX Runtime cannot load {path.name}: {_first_line(error)}") from error
+        self._inputs = [item.name for item in self._session.get_inputs()]
+        self._outputs = [item.name for item in self._session.get_outputs()]
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        try:
+            return list(self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True))))
+        except Exception as error:
+            raise RunError(f"ONNX Runtime failed: {_first_line(error)}") from error
+
+
+def session_options() -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return options
+
+
+def optimize(model: Any, weights: Mapping[str, Array], target: Path) -> None:
+    """Write ``model`` to ``target`` after ONNX Runtime's BASIC optimizations: constants folded, transposes cancelled.
+
+    BASIC uses standard ONNX ops only, so that TensorRT can parse the result.
+
+    Args:
+        model: ModelProto whose inputs include the names in ``weights``; it is changed.
+        weights: values of the inputs that are weights; passed by reference, never copied into the protobuf.
+        target: the file to write; above ``EXTERNAL_BYTES`` of weights a ``.data`` file lies beside it.
+
+    Raises:
+        BuildError: ONNX Runtime refuses the model.
+    """
+    names = list(weights)
+    values = [ort.OrtValue.ortvalue_from_numpy(weights[name]) for name in names]
+    kept = [item for item in model.graph.input if item.name not in weights]
+    model.graph.ClearField("input")
+    model.graph.input.extend(kept)
+    for name in names:
+        model.graph.initializer.append(_external(name, weights[name]))
+    options = session_options()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(target)
+    if sum(value.nbytes for value in weights.values()) > EXTERNAL_BYTES:
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{target.name}.data")
+    options.add_external_initializers(names, values)
+    try:
+        ort.InferenceSession(model.SerializeToString(), options, providers=list(_PROVIDERS))
+    except Exception as error:
+        raise BuildError(f"ONNX Runtime refuses the island: {_first_line(error)}") from error
+
+
+def _external(name: str, value: Array) -> onnx.TensorProto:
+    tensor = onnx.TensorProto(name=name, dims=value.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(value.dtype))
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="in-memory")
+    return tensor
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,239 @@
+"""TensorRT engines: NVIDIA TensorRT or TensorRT for RTX, whichever is installed; they share one Python API.
+
+Run with TensorRT-RTX 1.7.1 (parse and build on a machine without a GPU) and 1.6.1 (execution on H100/H200); NVIDIA TensorRT
+10.12+ and 11 are written for, type-checked against their stubs, and not run.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refimpl.engines import Array, BuildOptions, Profile
+from refimpl.errors import BuildError, RunError, UnsupportedError
+
+NAME = "tensorrt"
+SUFFIX = ".engine"
+
+
+@functools.cache
+def _module() -> Any:
+    """``tensorrt`` or else ``tensorrt_rtx``; None when neither can be imported."""
+    for name in ("tensorrt", "tensorrt_rtx"):
+        try:
+            return importlib.import_module(name)
+        except Exception:  # a broken installation fails with anything, from ImportError to a missing shared library
+            continue
+    return None
+
+
+def _require() -> Any:
+    if (module := _module()) is None:
+        raise UnsupportedError(
+            "neither tensorrt nor tensorrt_rtx can be imported",
+            hint="pip install 'refimpl[rtx]' (TensorRT for RTX, no GPU needed to build) or 'refimpl[tensorrt]'",
+        )
+    return module
+
+
+def version() -> str:
+    module = _module()
+    return f"{module.__name__} {module.__version__}" if module else ""
+
+
+@functools.cache
+def why_not_here() -> str:
+    if _module() is None:
+        return "neither tensorrt nor tensorrt_rtx is installed"
+    try:
+        from polygraphy.cuda import DeviceArray
+
+        with DeviceArray.raw((1,)):
+            return ""
+    except Exception as error:  # Polygraphy raises its own type, ctypes an OSError, a driver anything
+        return f"no usable NVIDIA GPU: {str(error).strip().splitlines()[0][:200]}"
+
+
+class _Log:
+    """Collects what TensorRT says while it builds, so that a failure can be explained."""
+
+    def __init__(self, trt: Any) -> None:
+        class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
+            def log(inner, severity: Any, message: str) -> None:  # noqa: N805
+                if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                    self.errors.append(message)
+
+            def __init__(inner) -> None:  # noqa: N805
+                trt.ILogger.__init__(inner)
+
+        self.errors: list[str] = []
+        self.logger = Logger()
+
+
+def _network(trt: Any, builder: Any) -> Any:
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return builder.create_network(1 << int(flag) if flag is not None else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A node that TensorRT's parser does not take."""
+
+    node: str
+    reason: str
+
+
+def parser_refusals(model: bytes, path: str = "") -> tuple[tuple[Refusal, ...], bool]:
+    """Ask TensorRT's ONNX parser about a model.
+
+    Args:
+        model: a serialized ModelProto.
+        path: where it lies, when its weights are in files beside it.
+
+    Returns:
+        The nodes it names as the cause of a refusal, and whether it takes the whole model. It stops at the first refusal
+        of a region: ask again without the nodes named until it takes everything.
+    """
+    trt = _require()
+    log = _Log(trt)
+    builder = trt.Builder(log.logger)
+    network = _network(trt, builder)  # the parser does not keep it alive
+    parser = trt.OnnxParser(network, log.logger)
+    whole = bool(parser.supports_model_v2(model, path or None))
+    found = {}
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        if error.node_name():
+            found.setdefault(error.node_name(), Refusal(error.node_name(), f"{error.node_operator()}: {_shorten(error.desc())}"))
+    return tuple(found.values()), whole
+
+
+def build(model: Path, target: Path, profiles: Sequence[Profile], options: BuildOptions) -> None:
+    trt = _require()
+    log = _Log(trt)
+    builder = trt.Builder(log.logger)
+    network = _network(trt, builder)
+    parser = trt.OnnxParser(network, log.logger)
+    if not parser.parse_from_file(str(model)):
+        raise BuildError("; ".join(_shorten(parser.get_error(i).desc()) for i in range(parser.num_errors)) or "parser failed")
+    config = builder.create_builder_config()
+    if hasattr(trt.BuilderFlag, "TF32") and not options.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if hasattr(trt.BuilderFlag, "STRICT_NANS"):
+        config.set_flag(trt.BuilderFlag.STRICT_NANS)  # else 0*x may become 0 and hide a NaN that TensorFlow shows
+    if options.workspace_bytes:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    for profile in profiles:
+        config.add_optimization_profile(_trt_profile(builder, network, profile))
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BuildError("; ".join(_shorten(message) for message in log.errors[-3:]) or "TensorRT built nothing and said nothing")
+    target.write_bytes(memoryview(plan))
+
+
+def _trt_profile(builder: Any, network: Any, profile: Profile) -> Any:
+    result = builder.create_optimization_profile()
+    values = {index: rest for index, *rest in profile.values}
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        if tensor.is_shape_tensor and index in values:
+            result.set_shape_input(tensor.name, *values[index])
+        else:
+            result.set_shape(tensor.name, profile.min[index], profile.opt[index], profile.max[index])
+    return result
+
+
+def open(path: Path) -> TrtEngine:  # noqa: A001  (the Protocol's name)
+    return TrtEngine(path)
+
+
+class TrtEngine:
+    """A deserialized engine with one execution context; calls are serialised by a lock."""
+
+    def __init__(self, path: Path) -> None:
+        if reason := why_not_here():
+            raise RunError(f"TensorRT cannot execute here: {reason}")
+        from polygraphy.cuda import Stream
+
+        trt = _require()
+        self._trt, self._log, self._lock = trt, _Log(trt), threading.Lock()
+        self._runtime = trt.Runtime(self._log.logger)
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            said = "; ".join(_shorten(message) for message in self._log.errors[-2:])
+            raise RunError(f"{version()} cannot load {path.name}: {said or 'no reason given'}")
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise RunError(f"{version()} cannot create an execution context for {path.name}")
+        self._stream = Stream()
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        modes = {name: self._engine.get_tensor_mode(name) for name in names}
+        self._inputs = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
+        self._outputs = [name for name in names if modes[name] == trt.TensorIOMode.OUTPUT]
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        with self._lock:
+            try:
+                return self._run(inputs)
+            except RunError:
+                raise
+            except Exception as error:  # CUDA and Polygraphy errors; the island falls back to TensorFlow
+                raise RunError(f"TensorRT failed: {str(error).strip().splitlines()[0][:200]}") from error
+
+    def _run(self, inputs: Sequence[Array]) -> list[Array]:
+        from polygraphy.cuda import DeviceArray
+
+        self._choose_profile(inputs)
+        kept: list[Any] = []
+        for name, value in zip(self._inputs, inputs, strict=True):
+            if self._engine.is_shape_inference_io(name):
+                host = np.ascontiguousarray(value)
+                kept.append(host)
+                self._context.set_input_shape(name, host.shape)
+                self._context.set_tensor_address(name, host.ctypes.data)
+                continue
+            buffer = DeviceArray(shape=value.shape, dtype=value.dtype)
+            kept.append(buffer.copy_from(np.ascontiguousarray(value), self._stream))
+            if not self._context.set_input_shape(name, value.shape):
+                raise RunError(f"no profile of the engine takes {name} of shape {list(value.shape)}")
+            self._context.set_tensor_address(name, buffer.ptr)
+        if missing := self._context.infer_shapes():
+            raise RunError(f"TensorRT cannot infer shapes: {missing}")
+        buffers = []
+        for name in self._outputs:
+            shape = tuple(self._context.get_tensor_shape(name))
+            if any(size < 0 for size in shape):
+                raise RunError(f"the shape of output {name} depends on the data")
+            buffers.append(DeviceArray(shape=shape, dtype=np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))))
+            self._context.set_tensor_address(name, buffers[-1].ptr)
+        if not self._context.execute_async_v3(self._stream.ptr):
+            raise RunError("; ".join(_shorten(message) for message in self._log.errors[-2:]) or "TensorRT failed to execute")
+        results = [np.empty(buffer.shape, dtype=buffer.dtype) for buffer in buffers]
+        for buffer, result in zip(buffers, results, strict=True):
+            buffer.copy_to(result, self._stream)
+        self._stream.synchronize()
+        return results
+
+    def _choose_profile(self, inputs: Sequence[Array]) -> None:
+        """The first profile that contains every shape, as TF-TRT chooses."""
+        for index in range(self._engine.num_optimization_profiles):
+            if all(self._fits(name, index, value.shape) for name, value in zip(self._inputs, inputs, strict=True)):
+                if self._context.active_optimization_profile != index:
+                    self._context.set_optimization_profile_async(index, self._stream.ptr)
+                return
+        raise RunError(f"no profile of the engine takes shapes {[list(value.shape) for value in inputs]}")
+
+    def _fits(self, name: str, profile: int, shape: tuple[int, ...]) -> bool:
+        low, _, high = self._engine.get_tensor_profile_shape(name, profile)
+        return len(low) == len(shape) and all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
+
+
+def _shorten(text: str) -> str:
+    return " ".join(text.split())[:240]

@@ -1,0 +1,132 @@
+"""The one reader and writer of the process environment: flags, installed versions, how TensorFlow starts.
+
+Flags, each ``0`` or ``1``:
+
+    REFIMPL_TF_LOGS    1 shows TensorFlow's own start-up messages and warnings; 0 (the default) its errors only
+
+Nothing here imports TensorFlow or another vendor's library.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from refimpl.errors import RecipeError, UnsupportedError
+
+PACKAGES = (
+    *("refimpl", "numpy", "protobuf", "onnx", "onnxruntime", "onnxruntime-gpu", "onnx-graphsurgeon", "polygraphy"),
+    *("tf2onnx", "tensorflow", "tensorflow-cpu", "keras", "tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
+)
+_ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
+_MISSING_TENSORFLOW = "pip install 'refimpl[cpu]', or 'refimpl[cuda]' for NVIDIA GPUs"
+
+
+def flag(name: str, *, default: bool, environ: Mapping[str, str] = os.environ) -> bool:
+    """Value of a flag.
+
+    Raises:
+        RecipeError: it is set to anything but 0 or 1.
+    """
+    raw = environ.get(name)
+    if raw is None:
+        return default
+    if raw not in ("0", "1"):
+        raise RecipeError(f"environment variable {name} is {raw!r}", hint=f"set {name} to 0 or 1, or unset it")
+    return raw == "1"
+
+
+@functools.cache
+def versions() -> Mapping[str, str]:
+    """Version by name of Python and of every package of ``PACKAGES`` that is installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@functools.cache
+def processor() -> str:
+    """Model name of the processor, as far as the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def fingerprint() -> dict[str, str]:
+    """What numbers may depend on: versions, system, processor, and whether TensorFlow may use oneDNN."""
+    machine = {"system": platform.system(), "machine": platform.machine(), "processor": processor()}
+    return {**versions(), **machine, "onednn": "off" if onednn_is_off() else "TensorFlow's default"}
+
+
+def fingerprint_digest() -> str:
+    """Twelve hexadecimal digits that change with anything in :func:`fingerprint`."""
+    return hashlib.sha256(json.dumps(fingerprint(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def tensorflow_installed() -> bool:
+    """Whether TensorFlow can be found; it is not imported."""
+    return "tensorflow" in sys.modules or importlib.util.find_spec("tensorflow") is not None
+
+
+def require_tensorflow() -> None:
+    """Make sure that TensorFlow can be imported, and that it will be quiet.
+
+    Raises:
+        UnsupportedError: it is not installed; the hint says which extra to take.
+    """
+    if not tensorflow_installed():
+        raise UnsupportedError("TensorFlow is not installed", hint=_MISSING_TENSORFLOW)
+    quiet_tensorflow()
+
+
+def quiet_tensorflow() -> None:
+    """Let TensorFlow print errors only, unless ``REFIMPL_TF_LOGS=1``. What the user has set wins.
+
+    Before TensorFlow's first import this quiets its C++ side as well.
+    """
+    if flag("REFIMPL_TF_LOGS", default=False):
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logger = logging.getLogger("tensorflow")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.ERROR)
+
+
+def turn_onednn_off() -> bool:
+    """Let TensorFlow compute without oneDNN, whose float sums differ from machine to machine.
+
+    That can only be chosen before TensorFlow's first import.
+
+    Returns:
+        Whether oneDNN is off.
+    """
+    if "tensorflow" not in sys.modules:
+        os.environ[_ONEDNN] = "0"
+    return onednn_is_off()
+
+
+def onednn_is_off() -> bool:
+    """Whether the environment forbids TensorFlow to use oneDNN."""
+    return os.environ.get(_ONEDNN) == "0"
+
+
+def prefers_plain_text() -> bool:
+    """Whether the user asked for output without colours (``NO_COLOR``, see no-color.org)."""
+    return bool(os.environ.get("NO_COLOR"))

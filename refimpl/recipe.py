@@ -1,0 +1,132 @@
+"""Every choice a user can make, in one frozen, digestible record. How a choice is carried out is not known here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from refimpl.errors import RecipeError
+
+ENGINES = ("onnxruntime", "tensorrt")
+PRECISIONS = ("fp32",)
+PROFILES = ("range", "optimal", "range+optimal", "implicit-batch")
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All choices of one conversion.
+
+    Attributes:
+        signatures: keys of the signatures to convert; empty means ``serving_default``, or the only one there is. ``*``
+            means all of them. Signatures that are not converted stay in the bundle as they are.
+        tags: tags of the meta graph; empty means ``serve``, or the only meta graph there is.
+        precision: what the engines compute in.
+        engines: kinds of engines to store. The embedded ``onnxruntime`` engine is always there.
+        min_segment_size: an island of fewer TensorFlow ops stays in TensorFlow.
+        max_engines: keep only this many islands, the largest; 0 means no limit.
+        keep_in_tf: TensorFlow op types or node names (``fnmatch`` patterns) that must stay in TensorFlow.
+        shapes: for each input named, a concrete shape; several shapes of one input span a profile.
+        profile: how shapes seen at the cuts become TensorRT optimization profiles.
+        calibration: samples of real inputs: an ``.npz`` file, a folder of them, or ``package.module:function``.
+        verify: run every island against the TensorFlow ops it replaces before it ships.
+        workspace_bytes: memory that TensorRT may use while it builds; 0 leaves the choice to TensorRT.
+        tf32: let FP32 engines round their operands to TF32 on GPUs that can.
+    """
+
+    signatures: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    precision: str = "fp32"
+    engines: tuple[str, ...] = ("onnxruntime",)
+    min_segment_size: int = 3
+    max_engines: int = 0
+    keep_in_tf: tuple[str, ...] = ()
+    shapes: Shapes = ()
+    profile: str = "range"
+    calibration: str = ""
+    verify: bool = True
+    workspace_bytes: int = field(default=0)
+    tf32: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("precision", (self.precision,), PRECISIONS)
+        _one_of("engine", self.engines, ENGINES)
+        _one_of("profile", (self.profile,), PROFILES)
+        if self.min_segment_size < 1:
+            raise RecipeError(
+                f"min_segment_size is {self.min_segment_size}", hint="give 1 to convert even single ops, 3 by default"
+            )
+        if self.max_engines < 0 or self.workspace_bytes < 0:
+            raise RecipeError("max_engines and workspace_bytes cannot be negative", hint="0 means no limit")
+        for name, shape in self.shapes:
+            if any(size < 1 for size in shape):
+                raise RecipeError(f"shape of {name!r} is {shape}", hint="every dimension must be at least 1")
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over every field: two recipes with one digest ask for the same bundle."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _one_of(what: str, values: Sequence[str], known: Sequence[str]) -> None:
+    for value in values:
+        if value not in known:
+            raise RecipeError(f"{what} {value!r} is not known", hint=f"choose from {', '.join(known)}")
+
+
+def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Parse ``NAME=1x224x224x3``; ``NAME=`` is a scalar.
+
+    Raises:
+        RecipeError: the text has another form.
+    """
+    name, equals, sizes = text.rpartition("=")
+    try:
+        if not equals or not name:
+            raise ValueError
+        return name, tuple(int(size) for size in sizes.split("x")) if sizes else ()
+    except ValueError:
+        raise RecipeError(f"shape {text!r} is not of the form NAME=1x224x224x3") from None
+
+
+def load_recipe(path: Path, base: Recipe = Recipe()) -> Recipe:  # noqa: B008  (frozen, so sharing it is safe)
+    """Read a recipe from a TOML file whose keys are the fields of :class:`Recipe`.
+
+    Raises:
+        RecipeError: the file cannot be read, or has an unknown key or a value of the wrong type.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}") from None
+    return recipe_with(base, data, str(path))
+
+
+def recipe_with(base: Recipe, data: Mapping[str, Any], source: str) -> Recipe:
+    """``base`` with the fields in ``data`` replaced; ``source`` names where they came from in errors."""
+    known = {item.name: item for item in fields(Recipe)}
+    changes: dict[str, Any] = {}
+    for key, value in data.items():
+        if key not in known:
+            raise RecipeError(f"{source}: unknown key {key!r}", hint=f"known keys: {', '.join(known)}")
+        default = getattr(base, key)
+        if key == "shapes" and isinstance(value, Mapping):
+            value = [(name, tuple(shape)) for name, shape in value.items()]
+        if isinstance(default, tuple) and isinstance(value, list | tuple):
+            value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
+        if type(value) is not type(default):
+            raise RecipeError(f"{source}: {key} is {value!r}", hint=f"expected {type(default).__name__}")
+        changes[key] = value
+    return replace(base, **changes)

@@ -1,0 +1,56 @@
+"""How close is close enough: the one table of tolerances, a reason in every row.
+
+An element ``got`` agrees with ``want`` when::
+
+    |got - want| <= rtol * |want| + of_max * max|want| + atol
+
+``of_max`` scales with the largest finite magnitude of the wanted tensor: a sum of many large terms that happens to come
+out near zero carries the rounding error of its terms, not of its result. The parts of a complex number are judged one by
+one. Integers, booleans and strings must be equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """One row of the table; see the module docstring for the formula."""
+
+    rtol: float
+    of_max: float
+    atol: float
+    why: str
+
+    def __post_init__(self) -> None:
+        if not self.why:
+            raise ValueError("a tolerance needs a reason")
+        if not (0 <= self.rtol <= 0.1 and 0 <= self.of_max <= 0.1 and 0 <= self.atol <= 1e-2):
+            raise ValueError(f"{self}: outside the sane range")
+
+
+EXACT = Tolerance(0.0, 0.0, 0.0, "integers, booleans and strings have no rounding")
+
+# Keyed by (precision the engines compute in, dtype of the tensor compared).
+TABLE: dict[tuple[str, str], Tolerance] = {
+    ("fp32", "float32"): Tolerance(
+        1e-4, 2e-5, 1e-6, "same arithmetic in another summation order through up to a few hundred layers"
+    ),
+    ("fp32", "float16"): Tolerance(2e-3, 1e-3, 1e-6, "one float16 ulp is 1e-3 relative; the sums differ in order"),
+    ("fp32", "bfloat16"): Tolerance(1.6e-2, 8e-3, 1e-6, "one bfloat16 ulp is 8e-3 relative"),
+    ("fp32", "float64"): Tolerance(1e-4, 2e-5, 1e-6, "float64 stays in TensorFlow but may be fed from float32 engines"),
+    ("fp32", "complex64"): Tolerance(1e-4, 2e-5, 1e-6, "stays in TensorFlow but may be fed from float32 engines"),
+    ("fp32", "complex128"): Tolerance(1e-4, 2e-5, 1e-6, "stays in TensorFlow but may be fed from float32 engines"),
+}
+
+
+def tolerance_for(precision: str, dtype: str) -> Tolerance:
+    """The row for a compute precision (``"fp32"``) and a tensor dtype (``"float32"``).
+
+    Raises:
+        KeyError: a float dtype without a row: add one, with its reason.
+    """
+    if not dtype.startswith(("float", "bfloat", "complex")):
+        return EXACT
+    return TABLE[precision, dtype]

@@ -1,0 +1,209 @@
+"""The models that tests convert: one row each, with what is expected of its plan, and a cache on disk.
+
+``MODELS[name]`` is a :class:`Model`; ``saved_model(name)`` (or the fixture ``model``) gives the directory of its
+SavedModel, made on first use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import inspect
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tests import models_interface, models_keras, models_numeric, models_ops, models_tf1, models_trained
+from tests.models_ops import vectors
+
+Inputs = Callable[[np.random.Generator], dict[str, np.ndarray]]
+CACHE = Path(__file__).resolve().parent.parent / ".models"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expect:
+    """What a test may expect of one model, through its ``serving_default``."""
+
+    inputs: Inputs  # sample inputs by name; the generator is the only source of chance
+    more: tuple[Inputs, ...] = ()  # further inputs: other batch sizes, empty batches, the other branch
+    min_share: float = 0.0  # least share of its TensorFlow ops that must lie in islands
+    stay: frozenset[str] = frozenset()  # TensorFlow op types that must stay in TensorFlow
+    islands: int | None = None  # exact number of islands, where the model fixes it
+    slow: bool = False
+    others: Mapping[str, Inputs] = field(default_factory=dict)  # sample inputs of its other signatures
+    loads: bool = True  # whether ``tf.saved_model.load`` takes it; the meta graph always does
+    in_process_only: bool = False  # calls Python functions of the process that saved it
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """How to write a SavedModel into a directory that does not exist yet, and what to expect of it."""
+
+    build: Callable[[Path], None]
+    expect: Expect
+
+
+def _stay(*ops: str) -> frozenset[str]:
+    return frozenset(ops)
+
+
+_224 = models_keras.images(224)
+_series = models_keras.series_inputs
+
+KERAS = {
+    "resnet50": Model(models_keras.resnet50, Expect(inputs=_224, min_share=0.95)),
+    "mobilenetv2": Model(models_keras.mobilenetv2, Expect(inputs=_224, min_share=0.95)),
+    "efficientnetb0": Model(
+        models_keras.efficientnetb0, Expect(inputs=models_keras.images(224, scale=60.0), min_share=0.95, slow=True)
+    ),
+    "convnexttiny": Model(
+        models_keras.convnexttiny, Expect(inputs=models_keras.images(224, scale=60.0), min_share=0.95, slow=True)
+    ),
+    "inceptionv3": Model(models_keras.inceptionv3, Expect(inputs=models_keras.images(299), min_share=0.95, slow=True)),
+    "vit": Model(models_keras.vit, Expect(inputs=models_keras.images(96), min_share=0.95)),
+    "bert": Model(models_keras.bert, Expect(inputs=models_keras.bert_inputs, min_share=0.95)),
+    "fully_convolutional": Model(
+        models_keras.fully_convolutional,
+        Expect(
+            inputs=models_keras.fully_convolutional_inputs,
+            more=(lambda rng: {"image": rng.standard_normal((1, 40, 56, 3)).astype(np.float32)},),
+            min_share=0.95,
+        ),
+    ),
+    "lstm": Model(models_keras.lstm, Expect(inputs=_series)),
+    "gru": Model(models_keras.gru, Expect(inputs=_series)),
+    "bidirectional": Model(models_keras.bidirectional, Expect(inputs=_series)),
+}
+
+OPS = {
+    "while_loop": Model(models_ops.while_loop, Expect(inputs=vectors(3, 8))),
+    "cond": Model(
+        models_ops.cond,
+        Expect(
+            inputs=models_ops.cond_inputs,
+            more=(lambda rng: {"x": -np.abs(rng.standard_normal((2, 8))).astype(np.float32), "flip": np.array(False)},),
+        ),
+    ),
+    "tensor_array": Model(models_ops.tensor_array, Expect(inputs=vectors(2, 7, 6), more=(vectors(1, 1, 6),))),
+    "detector": Model(
+        models_ops.detector, Expect(inputs=models_ops.detector_inputs, stay=_stay("CombinedNonMaxSuppression"))
+    ),
+    "decode_and_label": Model(
+        models_ops.decode_and_label,
+        Expect(inputs=models_ops.decode_and_label_inputs, stay=_stay("AsString", "StringJoin", "LookupTableFindV2")),
+    ),
+    "odd_ops": Model(models_ops.odd_ops, Expect(inputs=vectors(4, 12), stay=_stay("Svd", "StatelessRandomNormalV2"))),
+    "stateful_random": Model(
+        models_ops.stateful_random, Expect(inputs=vectors(4, 9), stay=_stay("RandomStandardNormal"))
+    ),
+    "python_function": Model(
+        models_ops.python_function,
+        Expect(inputs=vectors(4, 9), stay=_stay("EagerPyFunc", "PyFunc"), in_process_only=True),
+    ),
+}
+
+NUMERIC = {
+    "integer_division": Model(models_numeric.integer_division, Expect(inputs=models_numeric.integer_division_inputs)),
+    "integer_matmul": Model(models_numeric.integer_matmul, Expect(inputs=models_numeric.pixels_inputs)),
+    "resizes": Model(models_numeric.resizes, Expect(inputs=models_numeric.resizes_inputs)),
+    "argmax_gather": Model(models_numeric.argmax_gather, Expect(inputs=models_numeric.argmax_gather_inputs)),
+    "float64": Model(models_numeric.float64, Expect(inputs=models_numeric.float64_inputs)),
+    "half": Model(models_numeric.half, Expect(inputs=vectors(4, 16))),
+    "not_finite": Model(models_numeric.not_finite, Expect(inputs=models_numeric.not_finite_inputs)),
+    "empty_and_dynamic": Model(
+        models_numeric.empty_and_dynamic,
+        Expect(inputs=models_numeric.images(3), more=(models_numeric.images(1), models_numeric.images(0))),
+    ),
+}
+
+INTERFACE = {
+    "several_signatures": Model(
+        models_interface.several_signatures, Expect(inputs=vectors(3, 12), others=models_interface.SEVERAL_OTHERS)
+    ),
+    "odd_names": Model(models_interface.odd_names, Expect(inputs=models_interface.odd_names_inputs)),
+    "many_dtypes": Model(
+        models_interface.many_dtypes, Expect(inputs=models_interface.many_dtypes_inputs, stay=_stay("StringUpper"))
+    ),
+    "unknown_rank": Model(
+        models_interface.unknown_rank, Expect(inputs=vectors(3, 8), more=(vectors(8), vectors(2, 3, 1, 8)))
+    ),
+    "no_input": Model(models_interface.no_input, Expect(inputs=lambda rng: {})),
+    "captured_table": Model(
+        models_interface.captured_table,
+        Expect(inputs=models_interface.captured_table_inputs, stay=_stay("LookupTableFindV2")),
+    ),
+    "counter": Model(models_interface.counter, Expect(inputs=vectors(3, 6), stay=_stay("AssignAddVariableOp"))),
+    "pass_through": Model(models_interface.pass_through, Expect(inputs=models_interface.pass_through_inputs)),
+}
+
+_image = vectors(2, 20, 20, 3, name="image")
+TF1 = {
+    "tf1_resource_variables": Model(models_tf1.tf1_resource_variables, Expect(inputs=_image, min_share=0.8)),
+    "tf1_ref_variables": Model(models_tf1.tf1_ref_variables, Expect(inputs=_image, min_share=0.8)),
+    "tf1_table": Model(models_tf1.tf1_table, Expect(inputs=models_tf1.words_inputs, stay=_stay("LookupTableFindV2"))),
+    "keras2_optimizer_slots": Model(
+        models_tf1.keras2_optimizer_slots, Expect(inputs=vectors(3, 10, name="features"), loads=False)
+    ),
+}
+
+TRAINED = {
+    "basic_pitch": Model(models_trained.basic_pitch, Expect(inputs=models_trained.basic_pitch_inputs, loads=False)),
+    "spliceai": Model(models_trained.spliceai, Expect(inputs=models_trained.spliceai_inputs, min_share=0.9)),
+    "facial_expression": Model(
+        models_trained.facial_expression, Expect(inputs=models_trained.facial_expression_inputs, min_share=0.95)
+    ),
+    "music_tagger": Model(
+        models_trained.music_tagger, Expect(inputs=models_trained.music_tagger_inputs, min_share=0.9)
+    ),
+}
+
+MODELS: dict[str, Model] = {**KERAS, **OPS, **NUMERIC, **INTERFACE, **TF1, **TRAINED}
+
+_in_process: dict[str, Path] = {}
+
+
+def sample_inputs(name: str) -> list[dict[str, np.ndarray]]:
+    """All sample inputs of a model, in order; the same in every process."""
+    expect = MODELS[name].expect
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    return [inputs(np.random.default_rng([seed, i])) for i, inputs in enumerate((expect.inputs, *expect.more))]
+
+
+def saved_model(name: str) -> Path:
+    """Directory of a model's SavedModel: from the cache, or made now. Safe when processes ask at once."""
+    row = MODELS[name]
+    if row.expect.in_process_only:
+        if name not in _in_process:
+            _in_process[name] = Path(tempfile.mkdtemp(prefix="refimpl-test-")) / name
+            row.build(_in_process[name])
+        return _in_process[name]
+    source = inspect.getsource(inspect.getmodule(row.build))  # type: ignore[arg-type]
+    versions = f"{tf.__version__} {keras.__version__} {np.__version__}"
+    key = hashlib.sha256(f"{source}\n{versions}".encode()).hexdigest()[:12]
+    final = CACHE / f"{name}-{key}"
+    if final.exists():
+        return final
+    with _locked(CACHE / f"{name}.lock"):
+        if not final.exists():
+            with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=CACHE) as scratch:
+                row.build(Path(scratch) / name)
+                (Path(scratch) / name).rename(final)
+            for old in CACHE.glob(f"{name}-????????????"):
+                if old != final:
+                    shutil.rmtree(old)
+    return final
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -30,6 +30,7 @@ def parse_shapes(options: tuple[str, ...]) -> dict[str, Shape]:
 
 
 def progress_to_stderr() -> Callable[[str], None]:
+    """A reporter of progress: one line per step, on stderr, since stdout is for data."""
     return lambda line: click.echo(line, err=True)
 
 

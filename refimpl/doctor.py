@@ -118,7 +118,7 @@ def advice(health: Health) -> tuple[str, ...]:
 
 
 def show(health: Health, console: Console) -> None:
-    """Print the report for a person."""
+    """Print the report for a person. The console must not read markup: ``refimpl[cpu]`` looks like it."""
     packages = Table("package", "version", title="Installed", title_justify="left")
     for name, version in health.versions.items():
         packages.add_row(name, version)
@@ -146,4 +146,4 @@ def doctor(*, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**asdict(health), "advice": advice(health)}, indent=2))
     else:
-        show(health, Console(highlight=False, soft_wrap=True, no_color=env.prefers_plain_text() or None))
+        show(health, Console(highlight=False, markup=False, soft_wrap=True, no_color=env.prefers_plain_text() or None))

@@ -1,11 +1,11 @@
-"""The only room that touches TensorFlow's private modules; everything else uses the public API.
+"""The only room that imports TensorFlow's private modules; everything else uses the public API.
 
 Each function says what it needs that the public API does not give. Verified with TensorFlow 2.21.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tensorflow.core.framework import op_def_pb2
@@ -13,22 +13,11 @@ from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config
 from tensorflow.python.framework import op_def_registry
 from tensorflow.python.framework.convert_to_constants import disable_lower_using_switch_merge
 from tensorflow.python.grappler import tf_optimizer
-from tensorflow.python.ops import script_ops
 
 
 def op_def(op: str) -> op_def_pb2.OpDef | None:
     """The registered definition of a TensorFlow op type, or None when it is not registered here."""
     return op_def_registry.get(op)
-
-
-def register_py_func(token: str, function: Callable[..., Any]) -> None:
-    """Let ``tf.raw_ops.PyFunc`` nodes carrying ``token`` call ``function``.
-
-    The public ``tf.numpy_function`` makes up a new token in every process, so that a saved graph never finds its function
-    again. A fixed token does, in every process that registers it. The registry keeps a weak reference: the caller must
-    keep ``function`` alive.
-    """
-    script_ops._py_funcs._funcs[token] = function
 
 
 def inline_functions(graph_def: Any, feeds: Sequence[str], fetches: Sequence[str]) -> Any:

@@ -5,8 +5,8 @@ An element ``got`` agrees with ``want`` when::
     |got - want| <= rtol * |want| + of_max * max|want| + atol
 
 ``of_max`` scales with the largest finite magnitude of the wanted tensor: a sum of many large terms that happens to come
-out near zero carries the rounding error of its terms, not of its result. The parts of a complex number are judged one by
-one. Integers, booleans and strings must be equal.
+out near zero carries the rounding error of its terms, not of its result. The parts of a complex number are judged one
+by one. Integers, booleans and strings must be equal.
 """
 
 from __future__ import annotations

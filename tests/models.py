@@ -1,5 +1,14 @@
 """The models that tests convert: one row each, with what is expected of its plan, and a cache on disk.
 
+Names, by group (also ``KERAS``, ``OPS``, ``NUMERIC``, ``INTERFACE``, ``TF1``, ``TRAINED``):
+
+    resnet50 mobilenetv2 efficientnetb0 convnexttiny inceptionv3 vit bert fully_convolutional lstm gru bidirectional
+    while_loop cond tensor_array detector decode_and_label odd_ops stateful_random python_function
+    integer_division integer_matmul resizes argmax_gather float64 half not_finite empty_and_dynamic
+    several_signatures odd_names many_dtypes unknown_rank no_input captured_table counter pass_through
+    tf1_resource_variables tf1_ref_variables tf1_table keras2_optimizer_slots
+    basic_pitch spliceai facial_expression music_tagger
+
 ``MODELS[name]`` is a :class:`Model`; ``saved_model(name)`` (or the fixture ``model``) gives the directory of its
 SavedModel, made on first use.
 """
@@ -11,10 +20,12 @@ import fcntl
 import hashlib
 import inspect
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import keras
 import numpy as np
@@ -143,7 +154,7 @@ INTERFACE = {
     "pass_through": Model(models_interface.pass_through, Expect(inputs=models_interface.pass_through_inputs)),
 }
 
-_image = vectors(2, 20, 20, 3, name="image")
+_image = vectors(6, 20, 20, 3, name="image")
 TF1 = {
     "tf1_resource_variables": Model(models_tf1.tf1_resource_variables, Expect(inputs=_image, min_share=0.8)),
     "tf1_ref_variables": Model(models_tf1.tf1_ref_variables, Expect(inputs=_image, min_share=0.8)),
@@ -184,10 +195,7 @@ def saved_model(name: str) -> Path:
             _in_process[name] = Path(tempfile.mkdtemp(prefix="refimpl-test-")) / name
             row.build(_in_process[name])
         return _in_process[name]
-    source = inspect.getsource(inspect.getmodule(row.build))  # type: ignore[arg-type]
-    versions = f"{tf.__version__} {keras.__version__} {np.__version__}"
-    key = hashlib.sha256(f"{source}\n{versions}".encode()).hexdigest()[:12]
-    final = CACHE / f"{name}-{key}"
+    final = CACHE / f"{name}-{_digest(sys.modules[row.build.__module__])}"
     if final.exists():
         return final
     with _locked(CACHE / f"{name}.lock"):
@@ -199,6 +207,14 @@ def saved_model(name: str) -> Path:
                 if old != final:
                     shutil.rmtree(old)
     return final
+
+
+def _digest(module: ModuleType) -> str:
+    """Changes with the source of a module, of the test modules that it imports from, and with the libraries."""
+    owners = {getattr(value, "__module__", None) or "" for value in vars(module).values()}
+    sources = [inspect.getsource(sys.modules[name]) for name in sorted(owners) if name.startswith("tests.")]
+    versions = [tf.__version__, keras.__version__, np.__version__, models_trained.PINS.read_text(encoding="utf-8")]
+    return hashlib.sha256("\n".join(sources + versions).encode()).hexdigest()[:12]
 
 
 @contextlib.contextmanager

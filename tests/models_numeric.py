@@ -1,4 +1,4 @@
-"""SavedModels whose numbers are easy to get wrong: integer division, resizing, int64, float64, empty tensors, NaN and Inf."""
+"""SavedModels whose numbers are easy to get wrong: integer division, resizing, int64, float64, empty, NaN."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ from tests.models_tf1 import v1, write_v1
 Rng = np.random.Generator
 HERE = Path(__file__).resolve().parent
 PINS = HERE / "trained-constraints.txt"
-_UNREACHABLE = ("No matching distribution found", "Could not find a version", "connection", "Connection", "timed out")
+# What pip says when it got no answer. "No matching distribution" alone is an answer: then the pin is wrong, and we fail.
+_UNREACHABLE = ("connection broken by", "connection error", "Connection refused", "timed out", "ProxyError")
 
 
 def package_dir(package: str) -> Path:
@@ -35,6 +36,7 @@ def package_dir(package: str) -> Path:
     pin = next(line for line in PINS.read_text(encoding="utf-8").splitlines() if line.startswith(f"{package}=="))
     final = HERE.parent / ".models" / f"package-{pin.replace('==', '-')}"
     if not final.exists():
+        final.parent.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=final.parent) as scratch:
             _install(pin, Path(scratch) / "it")
             (Path(scratch) / "it").rename(final)
@@ -42,7 +44,8 @@ def package_dir(package: str) -> Path:
 
 
 def _install(pin: str, target: Path) -> None:
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--only-binary", ":all:", "-t", target, pin]
+    options = "-m pip install -q --no-deps --retries 1 --only-binary :all:".split()
+    command = [sys.executable, *options, "--target", str(target), pin]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return
@@ -136,7 +139,7 @@ def facial_expression_inputs(rng: Rng) -> dict[str, np.ndarray]:
 
 
 def music_tagger(target: Path) -> None:
-    """Fifty music tags from a log-mel spectrogram (musicnn's VGG), from its TensorFlow 1 checkpoint to a TF1 SavedModel."""
+    """Fifty music tags from a log-mel spectrogram (musicnn's VGG): a TensorFlow 1 checkpoint, as a TF1 SavedModel."""
     weights = v1.train.NewCheckpointReader(f"{package_dir('musicnn')}/musicnn/MTT_vgg/")
     with tf.Graph().as_default(), v1.Session() as session:
 

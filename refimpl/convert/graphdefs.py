@@ -239,3 +239,22 @@ def _function_slots(node: NodeDef) -> list[str]:
     return [f"{arg}:{position}" for arg, dtypes in _output_args(definition, node) for position in range(len(dtypes))]
 
 
+
+
+def rename_functions(graph_def: GraphDef, suffix: str) -> None:
+    """Give every library function a suffix, in place, so that the graph can meet another that has them too."""
+    names = {function.signature.name: f"{function.signature.name}{suffix}" for function in graph_def.library.function}
+    for function in graph_def.library.function:
+        function.signature.name = names[function.signature.name]
+    for node in [*graph_def.node, *(node for function in graph_def.library.function for node in function.node_def)]:
+        node.op = names.get(node.op, node.op)
+        for value in node.attr.values():
+            for func in [value.func] if value.HasField("func") else list(value.list.func):
+                func.name = names.get(func.name, func.name)
+
+
+def restore_lowering(graph_def: GraphDef) -> None:
+    """Let TensorFlow lower functional control flow again when it runs the graph, as it does by default."""
+    for node in [*graph_def.node, *(node for function in graph_def.library.function for node in function.node_def)]:
+        if "_lower_using_switch_merge" in node.attr:
+            node.attr["_lower_using_switch_merge"].b = True

@@ -7,6 +7,7 @@ models whose Python objects no longer load are all the same here.
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -183,7 +184,10 @@ def _inlined(signature: Signature, pruned: Any, args: tuple[Arg, ...], outs: lis
     pruned.library.function.extend(gd.functions_of(pruned.node, library).values())
     results = tuple(f"result/{index}:0" for index in range(len(outs)))
     graph_def = tf_private.inline_functions(pruned, [f"{arg.name}:0" for arg in args], list(results))
-    return SignatureGraph(signature, _without_idle_control(graph_def), args, results)
+    clean = _without_idle_control(graph_def)
+    gd.restore_lowering(clean)
+    gd.rename_functions(clean, f"_{zlib.crc32(signature.key.encode()):08x}")
+    return SignatureGraph(signature, clean, args, results)
 
 
 def _result_dtype(node: gd.NodeDef, index: int) -> int:

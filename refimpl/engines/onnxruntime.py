@@ -15,6 +15,7 @@ from refimpl.errors import BuildError, RunError
 
 NAME = "onnxruntime"
 SUFFIX = ".onnx"
+PLAIN_SUFFIX = ".plain.onnx"  # an island that only agrees with TensorFlow while graph optimizations are off
 _PROVIDERS = ("CPUExecutionProvider",)
 EXTERNAL_BYTES = 1 << 30  # a protobuf ends at 2 GiB; above this, weights go to a file beside the model
 
@@ -35,13 +36,13 @@ def build(model: Path, target: Path, profiles: Sequence[Profile], options: Build
 
 
 def open(path: Path) -> OrtEngine:  # noqa: A001  (the Protocol's name)
-    return OrtEngine(path)
+    return OrtEngine(path, optimize=not path.name.endswith(PLAIN_SUFFIX))
 
 
 class OrtEngine:
     """An ONNX Runtime session over one island."""
 
-    def __init__(self, path: Path, *, optimize: bool = True) -> None:
+    def __init__(self, path: Path, *, optimize: bool) -> None:
         options = session_options()
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -78,13 +79,9 @@ def optimize(model: Any, weights: Mapping[str, Array], target: Path) -> None:
     Raises:
         BuildError: ONNX Runtime refuses the model.
     """
+    _initialize(model, weights)
     names = list(weights)
     values = [ort.OrtValue.ortvalue_from_numpy(weights[name]) for name in names]
-    kept = [item for item in model.graph.input if item.name not in weights]
-    model.graph.ClearField("input")
-    model.graph.input.extend(kept)
-    for name in names:
-        model.graph.initializer.append(_external(name, weights[name]))
     options = session_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(target)
@@ -95,6 +92,24 @@ def optimize(model: Any, weights: Mapping[str, Array], target: Path) -> None:
         ort.InferenceSession(model.SerializeToString(), options, providers=list(_PROVIDERS))
     except Exception as error:
         raise BuildError(f"ONNX Runtime refuses the island: {_first_line(error)}") from error
+
+
+def save_plain(model: Any, weights: Mapping[str, Array], target: Path) -> None:
+    """Write ``model`` to ``target`` as it is, the weights put back; arguments as for :func:`optimize`."""
+    kept = [item for item in model.graph.input if item.name not in weights]
+    model.graph.ClearField("input")
+    model.graph.input.extend(kept)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in weights.items())
+    large = sum(value.nbytes for value in weights.values()) > EXTERNAL_BYTES
+    onnx.save(model, target, save_as_external_data=large, location=f"{target.name}.data" if large else None)
+
+
+def _initialize(model: Any, weights: Mapping[str, Array]) -> None:
+    """Turn inputs into initializers whose values ONNX Runtime is handed in memory."""
+    kept = [item for item in model.graph.input if item.name not in weights]
+    model.graph.ClearField("input")
+    model.graph.input.extend(kept)
+    model.graph.initializer.extend(_external(name, value) for name, value in weights.items())
 
 
 def _external(name: str, value: Array) -> onnx.TensorProto:

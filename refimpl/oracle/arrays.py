@@ -75,7 +75,7 @@ def _as_bytes(spec: TensorSpec, value: object) -> Array:
         raise GoldenError(f"input {spec.name!r} is {given.dtype}, the signature wants strings")
     out = np.empty(given.shape, dtype=object)
     for index in np.ndindex(given.shape):
-        item = given[index]
+        item: object = given[index]
         if not isinstance(item, (str, bytes)):
             what = type(item).__name__
             raise GoldenError(f"input {spec.name!r} holds {what} at {index}, the signature wants strings")
@@ -121,16 +121,9 @@ def decode(members: Mapping[str, Array], group: str, spec: TensorSpec) -> Array:
     stored = members[f"{group}/{spec.name}"]
     shape = tuple(size for size in spec.shape or () if size is not None)
     dtype = spec.numpy_dtype()
-    if dtype == object:
-        array = np.empty(int(np.prod(shape)), dtype=object)
-        lengths = members[f"{group}-lengths/{spec.name}"]
-        ends = np.cumsum(lengths)
-        if len(lengths) != array.size or (array.size and (lengths.min() < 0 or ends[-1] != stored.size)):
-            raise ValueError("the lengths of the strings do not fit")
-        blob = stored.tobytes()
-        for i, (length, end) in enumerate(zip(lengths, ends, strict=True)):
-            array[i] = blob[end - length : end]
-        array = array.reshape(shape)
+    array: Array
+    if spec.dtype == "string":
+        array = _join(stored, members[f"{group}-lengths/{spec.name}"]).reshape(shape)
     elif not _native(dtype):
         array = np.frombuffer(stored.tobytes(), dtype=dtype).reshape(shape)
     else:
@@ -138,6 +131,18 @@ def decode(members: Mapping[str, Array], group: str, spec: TensorSpec) -> Array:
     if array.shape != shape or array.dtype != dtype:
         raise ValueError(f"it holds {array.dtype}{list(array.shape)}, the index says {spec.describe()}")
     array.flags.writeable = False
+    return array
+
+
+def _join(blob: Array, lengths: Array) -> Array:
+    """The strings that :func:`encode` took apart."""
+    ends = np.cumsum(lengths)
+    if len(lengths) and (lengths.min() < 0 or ends[-1] != blob.size):
+        raise ValueError("the lengths of the strings do not fit")
+    data = blob.tobytes()
+    array = np.empty(len(lengths), dtype=object)
+    for i, (length, end) in enumerate(zip(lengths, ends, strict=True)):
+        array[i] = data[end - length : end]
     return array
 
 
@@ -159,8 +164,8 @@ def read_npz(source: IO[bytes]) -> dict[str, Array]:
 
 
 def _native(dtype: np.dtype[Any]) -> bool:
-    """Whether NumPy itself has this dtype, in whatever byte order."""
-    return dtype.newbyteorder("=").isbuiltin == 1
+    """Whether NumPy itself has this dtype, in whatever byte order; bfloat16 and its like come from elsewhere."""
+    return dtype.type.__module__ == "numpy"
 
 
 def _little_endian(array: Array) -> Array:

@@ -166,9 +166,7 @@ def concrete_shape(shape: Shape, batch: int, size: int, tail: tuple[int, ...]) -
     """A shape without unknowns: see the module docstring for what is put where."""
     if shape is None:
         return (batch, *tail)
-    return tuple(
-        known if known is not None else (batch if axis == 0 else size) for axis, known in enumerate(shape)
-    )
+    return tuple(known if known is not None else (batch if axis == 0 else size) for axis, known in enumerate(shape))
 
 
 def _fill(how: str, spec: TensorSpec, shape: tuple[int, ...], guess: Guess, rng: np.random.Generator) -> Array:

@@ -102,7 +102,8 @@ def _judge(
         return replace(blank, outcome=Outcome.RUN_FAILED, reason=f"{type(error).__name__}: {error}")
     seconds = time.perf_counter() - start
     comparison = compare(case.outputs, ran.outputs, lambda dtype: _tolerance(precision, dtype), case.unstable)
-    islands = tuple(IslandNote(run.island, run.engine, run.reason) for run in ran.islands)
+    # An island in a loop runs many times: what it did is told once.
+    islands = tuple(dict.fromkeys(IslandNote(run.island, run.engine, run.reason) for run in ran.islands))
     outcome, reason = _decide(case.kind, comparison, islands, engines)
     return replace(
         blank,
@@ -130,7 +131,7 @@ def _decide(
     if surprises:
         return Outcome.FALLBACK_USED, "; ".join(surprises)
     if not islands:
-        return Outcome.MATCH_NOTHING_ACCELERATED, "the bundle has no island here: TensorFlow ran it all"
+        return Outcome.MATCH_NOTHING_ACCELERATED, "no island ran: TensorFlow computed it all"
     return Outcome.MATCH, ""
 
 

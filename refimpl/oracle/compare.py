@@ -111,8 +111,12 @@ def compare(
     )
 
 
-def diff(name: str, want: Array, got: Array, tolerance: Tolerance) -> TensorDiff:
-    """Compare one output with its golden value, element by element."""
+def diff(name: str, want: Array, got: Any, tolerance: Tolerance) -> TensorDiff:
+    """Compare one output with its golden value, element by element.
+
+    NumPy scalars and bytes are what TensorFlow makes of tensors of rank 0, and are taken as such.
+    """
+    got = _as_array(got)
     fault = _form_fault(want, got) or _shape_fault(want, got)
     dtype, shape = dtype_name(want), want.shape
     if fault:
@@ -126,7 +130,8 @@ def diff(name: str, want: Array, got: Array, tolerance: Tolerance) -> TensorDiff
     return TensorDiff(name=name, dtype=dtype, shape=shape, tolerance=tolerance, ok=not facts["reason"], **facts)
 
 
-def _diff_unstable(name: str, want: Array, got: Array, what: str) -> TensorDiff:
+def _diff_unstable(name: str, want: Array, got: Any, what: str) -> TensorDiff:
+    got = _as_array(got)
     fault = _form_fault(want, got)
     if not fault and what == "shape" and want.ndim != got.ndim:
         fault = f"rank {got.ndim}, want {want.ndim}"
@@ -136,7 +141,13 @@ def _diff_unstable(name: str, want: Array, got: Array, what: str) -> TensorDiff:
     return TensorDiff(name=name, dtype=dtype_name(want), shape=want.shape, ok=not fault, reason=reason)
 
 
-def _form_fault(want: Array, got: object) -> str:
+def _as_array(got: Any) -> Any:
+    if isinstance(got, bytes):
+        return np.array(got, dtype=object)
+    return np.asarray(got) if isinstance(got, np.generic) else got
+
+
+def _form_fault(want: Array, got: Any) -> str:
     if not isinstance(got, np.ndarray):
         return f"not an array but {type(got).__name__}"
     if got.dtype != want.dtype:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
+import datetime as dt
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
-from refimpl.errors import GoldenError, RunError, SourceError
+import refimpl
+from refimpl.errors import GoldenError, InternalError, RunError, SourceError
 from refimpl.oracle import golden, runners
 from refimpl.oracle.arrays import digest
 from refimpl.oracle.cases import Case, CaseKind, CasePlan, narrow, plan_cases
@@ -21,7 +21,10 @@ from refimpl.specs import Shape, Signature
 
 Progress = Callable[[str], None]
 
-_HINT = "give inputs that the model accepts with --cases FILE.npz, a folder of them, or package.module:function"
+_HINT = (
+    "give sizes with --shape NAME=1x224x224x3, "
+    "or inputs that the model accepts with --cases FILE.npz, a folder of them, or package.module:function"
+)
 
 
 def record(
@@ -105,29 +108,34 @@ def _run_all(
     dropped: list[golden.DroppedCase] = []
     for plan in plans:
         given = isinstance(plan, list)
-        attempts = iter(plan) if isinstance(plan, list) else plan.attempts()
-        result, last = _first_accepted(runner, attempts)
-        reason = result if isinstance(result, str) else _expected(result)
-        say(f"{last.signature}/{last.name}: {reason or 'recorded'}")
-        if reason and given:
-            raise GoldenError(f"your case cannot be recorded: {reason}", case=last.name, signature=last.signature)
-        if reason:
-            dropped.append(golden.DroppedCase(last.signature, last.name, reason))
-        elif not isinstance(result, str):
+        result = _first_useful(runner, plan if isinstance(plan, list) else plan.attempts())
+        if isinstance(result, golden.GoldenCase):
+            say(f"{result.signature}/{result.name}: recorded")
             kept.append(result)
+            continue
+        if given:
+            where = {"case": result.name, "signature": result.signature}
+            raise GoldenError(f"your case cannot be recorded: {result.reason}", **where)
+        say(f"{result.signature}/{result.name}: dropped: {result.reason}")
+        dropped.append(result)
     return kept, dropped
 
 
-def _first_accepted(runner: runners.SavedModelRunner, attempts: Iterator[Case]) -> tuple[golden.GoldenCase | str, Case]:
-    """The first attempt that TensorFlow answers, or the first refusal; and the attempt it is about."""
-    refusal = ""
+def _first_useful(runner: runners.SavedModelRunner, attempts: Iterable[Case]) -> golden.GoldenCase | golden.DroppedCase:
+    """The first attempt whose answer can tell right from wrong, or else why the first one could not."""
+    problem = None
     for attempt in attempts:
-        case = attempt
         try:
-            return _answer(runner, attempt), attempt
+            answer = _answer(runner, attempt)
+            reason = _expected(answer)
         except RunError as error:
-            refusal = refusal or error.message
-    return refusal, case
+            reason = error.message
+        if not reason:
+            return answer
+        problem = problem or golden.DroppedCase(attempt.signature, attempt.name, reason)
+    if problem is None:
+        raise InternalError("a case without attempts")
+    return problem
 
 
 def _answer(runner: runners.SavedModelRunner, case: Case) -> golden.GoldenCase:
@@ -189,10 +197,10 @@ def _provenance(runner: runners.SavedModelRunner, source_sha256: str, seed: int)
         "python": platform.python_version(),
         "tensorflow": runner.tensorflow_version,
         "numpy": np.__version__,
-        "refimpl": _own_version(),
+        "refimpl": refimpl.__version__,
     }
     return golden.Provenance(
-        recorded_on=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        recorded_on=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         source_name=runner.path.resolve().name,
         source_sha256=source_sha256,
         tags=runner.tags,
@@ -202,10 +210,3 @@ def _provenance(runner: runners.SavedModelRunner, source_sha256: str, seed: int)
         versions=versions,
         machine=f"{platform.system()} {platform.machine()}",
     )
-
-
-def _own_version() -> str:
-    try:
-        return importlib.metadata.version("refimpl")
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
-        return "unknown"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 from rich.console import Console, Group
 from rich.table import Table
@@ -68,24 +68,24 @@ def to_markdown(verdict: Verdict) -> str:
 
 def to_junit(verdict: Verdict) -> str:
     """JUnit XML: one test per case, and one for the bundle as a whole."""
-    suite = ElementTree.Element("testsuite", name=_xml(f"refimpl check {verdict.bundle}"))
+    suite = ET.Element("testsuite", name=_xml(f"refimpl check {verdict.bundle}"))
     failures = errors = 0
     for case in verdict.cases:
         node = _testcase(suite, case.signature, case.case, case.seconds)
         if not verdict.tolerates(case.outcome):
             kind = "error" if case.outcome in _ERRORS else "failure"
             failures, errors = failures + (kind == "failure"), errors + (kind == "error")
-            fault = ElementTree.SubElement(node, kind, type=case.outcome.value, message=_xml(case.reason))
+            fault = ET.SubElement(node, kind, type=case.outcome.value, message=_xml(case.reason))
             fault.text = _xml("\n".join([case.reason, *(line.plain for line in _worst_lines(case))]))
     whole = _testcase(suite, "bundle", "verdict", 0.0)
     if not verdict.passed:
         failures += 1
-        ElementTree.SubElement(whole, "failure", type=verdict.outcome.value, message=_xml("; ".join(verdict.problems)))
+        ET.SubElement(whole, "failure", type=verdict.outcome.value, message=_xml("; ".join(verdict.problems)))
     suite.set("tests", str(len(verdict.cases) + 1))
     suite.set("failures", str(failures))
     suite.set("errors", str(errors))
-    ElementTree.indent(suite)
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
+    ET.indent(suite)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(suite, encoding="unicode") + "\n"
 
 
 def conclusion(verdict: Verdict) -> str:
@@ -99,6 +99,7 @@ def conclusion(verdict: Verdict) -> str:
 
 
 def heading(verdict: Verdict) -> str:
+    """What was compared with what, and how strictly."""
     asked = f", engines {', '.join(verdict.engines_asked)}" if verdict.engines_asked is not None else ""
     return f"bundle {verdict.bundle} against golden {verdict.golden}, tolerances of {verdict.precision or '-'}{asked}"
 
@@ -129,8 +130,8 @@ def _worst_lines(case: CaseResult) -> list[Text]:
     ]
 
 
-def _testcase(suite: ElementTree.Element, group: str, name: str, seconds: float) -> ElementTree.Element:
-    return ElementTree.SubElement(suite, "testcase", classname=_xml(group), name=_xml(name), time=f"{seconds:.4f}")
+def _testcase(suite: ET.Element, group: str, name: str, seconds: float) -> ET.Element:
+    return ET.SubElement(suite, "testcase", classname=_xml(group), name=_xml(name), time=f"{seconds:.4f}")
 
 
 def _number(tensor: TensorDiff | None) -> str:

@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from refimpl.errors import GoldenError, RunError, SourceError, UnsupportedError
+from refimpl import env
+from refimpl.errors import GoldenError, RunError, SourceError
 from refimpl.oracle.arrays import Array, conform_all
 from refimpl.specs import Signature, TensorSpec
 
 REFERENCE_RUNNER = "tensorflow session, cpu, one thread, no grappler"
-_ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 _INTERNAL_SIGNATURES = ("__saved_model_init_op", "__saved_model_train_op")
 
 
@@ -62,7 +61,7 @@ def open_bundle(path: str | os.PathLike[str], engines: Sequence[str] | None = No
     Raises:
         BundleError: the bundle is damaged, foreign, or of a newer format.
     """
-    from refimpl import runtime  # imports TensorFlow
+    from refimpl import runtime
 
     return runtime.load(path, engines=engines)
 
@@ -78,15 +77,11 @@ def require_reference_tf() -> tuple[Any, str]:
     Raises:
         UnsupportedError: TensorFlow is not installed.
     """
-    if "tensorflow" not in sys.modules:
-        os.environ[_ONEDNN] = "0"
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise UnsupportedError(
-            "TensorFlow is not installed", hint='pip install "refimpl[cpu]" or "refimpl[cuda]"'
-        ) from error
-    return tf, "off" if os.environ.get(_ONEDNN) == "0" else "TensorFlow's default"
+    env.require_tensorflow()
+    off = env.turn_onednn_off()
+    import tensorflow as tf
+
+    return tf, "off" if off else "TensorFlow's default"
 
 
 def tree_sha256(directory: str | os.PathLike[str]) -> str:
@@ -271,5 +266,9 @@ def _array(spec: TensorSpec, value: Any) -> Array:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    """The line that says what happened; TensorFlow puts headings and Python stacks before it, and nodes after it."""
+    lines = str(getattr(error, "message", "") or error).splitlines()
+    at_nodes = [number for number, line in enumerate(lines) if line.startswith("Node: ")]
+    lines = lines[at_nodes[-1] + 1 if at_nodes else 0 :]
+    said = (line.strip() for line in lines if line.strip() and line.strip() != "Graph execution error:")
+    return next(said, type(error).__name__)[:300]

@@ -41,8 +41,7 @@ def user_cases(source: str, signatures: Sequence[Signature]) -> tuple[Case, ...]
                 f"case {name!r} has inputs {sorted(values)}, which fit no signature",
                 hint=f"the signatures take: {wanted}",
             )
-        for signature in fitting:
-            cases.append(_case(name, values, signature))
+        cases += [_case(name, values, signature) for signature in fitting]
     if not cases:
         raise GoldenError(f"{source} holds no cases")
     keys = [(case.signature, case.name) for case in cases]

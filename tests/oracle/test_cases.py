@@ -68,6 +68,12 @@ def test_values_depend_on_model_case_and_seed_only() -> None:
     assert not np.array_equal(b1, other)
 
 
+def test_inputs_of_one_case_differ() -> None:
+    twins = Signature("s", tuple(TensorSpec(name, "float32", (8,)) for name in "ab"), ())
+    values = first(plans(twins)["normal"])
+    assert not np.array_equal(values["a"], values["b"])
+
+
 def test_open_dimensions() -> None:
     shapes = [case.inputs["image"].shape for case in plans()["normal-b1"].attempts()]
     assert list(dict.fromkeys(shapes)) == [(1, size, size, 3) for size in SIZES]

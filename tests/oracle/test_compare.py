@@ -87,6 +87,8 @@ def test_moved_infinity_is_caught() -> None:
 def test_a_huge_value_does_not_hide_the_rest_nor_its_own_error() -> None:
     want = np.array([1e30, 1.0], np.float32)
     assert diff("y", want, np.array([1.01e30, 1.0], np.float32), FP32).over == 1
+    wild = diff("y", np.ones(2, np.float32), np.array([1e9, 1.5], np.float32), FP32)
+    assert wild.over == 2  # what is judged never scales the tolerance
     with_inf = np.array([np.inf, 1.0], np.float32)
     assert not diff("y", with_inf, np.array([np.inf, 1.1], np.float32), FP32).ok  # Inf does not scale the tolerance
 
@@ -215,6 +217,20 @@ def test_float64_extremes_do_not_overflow_into_a_pass() -> None:
     result = diff("y", want, got, TABLE["fp32", "float64"])
     assert not result.ok
     assert result.max_abs == math.inf
+
+
+def test_tensors_of_rank_0_may_come_as_scalars() -> None:
+    """As ``Tensor.numpy()`` gives them; dtype and value are judged all the same."""
+    want = np.array(1.5, np.float32)
+    assert diff("y", want, np.float32(1.5), FP32).ok
+    assert not diff("y", want, np.float64(1.5), FP32).ok
+    assert not diff("y", want, 1.5, FP32).ok
+    assert not diff("y", want, np.float32(1.6), FP32).ok
+    text = np.array(b"cat", dtype=object)
+    assert diff("y", text, b"cat", EXACT).ok
+    assert not diff("y", text, b"cow", EXACT).ok
+    assert not diff("y", text, "cat", EXACT).ok
+    assert not diff("y", want[None], np.float32(1.5), FP32).ok
 
 
 def outputs() -> dict[str, np.ndarray]:

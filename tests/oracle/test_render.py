@@ -5,7 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -89,24 +89,24 @@ def test_json_is_strict_and_stable(failed: Verdict) -> None:
 
 
 def test_junit(failed: Verdict, passed: Verdict) -> None:
-    suite = ElementTree.fromstring(to_junit(failed))
+    suite = ET.fromstring(to_junit(failed))
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("4", "2", "0")
     assert [node.get("name") for node in suite if node.find("failure") is not None] == ["normal-b3", "verdict"]
-    assert ElementTree.fromstring(to_junit(passed)).get("failures") == "0"
+    assert ET.fromstring(to_junit(passed)).get("failures") == "0"
 
 
 def test_junit_survives_what_xml_forbids(passed: Verdict) -> None:
     bad = CaseResult(
         signature="s", case="a\0b", kind="user", outcome=Outcome.RUN_FAILED, reason="broke \x1b[31m <here> & \ud800"
     )
-    suite = ElementTree.fromstring(to_junit(replace(passed, cases=(bad,))))
+    suite = ET.fromstring(to_junit(replace(passed, cases=(bad,))))
     assert suite.get("errors") == "1"
     assert "<here> &" in str(suite[0][0].get("message"))
 
 
 def test_junit_fails_when_nothing_was_accelerated(golden: Golden) -> None:
     verdict = check("b", golden.path, open_with=FakeBundle(golden, islands=lambda case: ()).opener())
-    suite = ElementTree.fromstring(to_junit(verdict))
+    suite = ET.fromstring(to_junit(verdict))
     assert [node.get("name") for node in suite if node.find("failure") is not None] == ["verdict"]
 
 
@@ -124,7 +124,7 @@ def test_failed_conversion() -> None:
     assert verdict.outcome is Outcome.CONVERSION_FAILED
     assert verdict.exit_code == 1
     assert "no lowering" in text_of(verdict)
-    assert ElementTree.fromstring(to_junit(verdict)).get("errors") == "1"
+    assert ET.fromstring(to_junit(verdict)).get("errors") == "1"
 
 
 def test_no_case_is_no_pass() -> None:

@@ -1,0 +1,70 @@
+"""The Python API: what the command line does, as functions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refimpl import env
+from refimpl.recipe import Recipe
+
+if TYPE_CHECKING:
+    from refimpl.bundle import Manifest
+    from refimpl.convert.plan import Plan
+
+StrPath = str | os.PathLike[str]
+
+
+def _silent(line: str) -> None:
+    del line
+
+
+def convert(
+    saved_model: StrPath, bundle: StrPath, recipe: Recipe | None = None, *, tell: Callable[[str], None] | None = None
+) -> Manifest:
+    """Convert a SavedModel into a bundle: its supported parts in engines, the rest in TensorFlow.
+
+    Args:
+        saved_model: directory of the SavedModel.
+        bundle: directory to make; it must not exist.
+        recipe: every choice; the default converts ``serving_default`` in FP32 for the embedded engine.
+        tell: receives a line whenever a stage begins.
+
+    Returns:
+        The bundle's manifest: islands, what stayed in TensorFlow and why, versions, timings.
+
+    Raises:
+        SourceError: the SavedModel cannot be read, or has no such tags or signature.
+        RecipeError: the target exists, or a choice is impossible.
+        BundleError: the bundle cannot be written.
+        UnsupportedError: TensorFlow, or an engine that was asked for, is not installed.
+    """
+    env.require_tensorflow()
+    from refimpl.convert import pipeline
+
+    return pipeline.convert(Path(saved_model), Path(bundle), recipe or Recipe(), tell or _silent)
+
+
+def explain(
+    saved_model: StrPath, recipe: Recipe | None = None, *, tell: Callable[[str], None] | None = None
+) -> list[tuple[str, Plan]]:
+    """Plan a conversion without building anything.
+
+    Args:
+        saved_model: directory of the SavedModel.
+        recipe: as for :func:`convert`.
+        tell: as for :func:`convert`.
+
+    Returns:
+        For every signature asked for, its key and its plan: islands, and a reason for every op that stays in TensorFlow.
+
+    Raises:
+        SourceError: the SavedModel cannot be read, or has no such tags or signature.
+        UnsupportedError: TensorFlow is not installed.
+    """
+    env.require_tensorflow()
+    from refimpl.convert import pipeline
+
+    return pipeline.explain(Path(saved_model), recipe or Recipe(), tell or _silent)

@@ -1,0 +1,79 @@
+"""The last gate: load the finished bundle as a user will, and compare it with the model it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from refimpl import runtime
+from refimpl.bundle import Manifest
+from refimpl.convert.load import Source
+from refimpl.convert.plan import Seen
+from refimpl.errors import InternalError
+from refimpl.numerics import disagreement
+from refimpl.tolerance import tolerance_for
+
+
+def prove(folder: Path, source: Source, manifest: Manifest, samples: Mapping[str, Seen]) -> tuple[str, ...]:
+    """Load the bundle with ``tf.saved_model.load`` and run every converted signature on its samples.
+
+    Returns:
+        Notes for the manifest.
+
+    Raises:
+        InternalError: the bundle does not load or does not give TensorFlow's answers; it must not ship.
+    """
+    notes = _make_loadable(folder, manifest)
+    loaded = tf.saved_model.load(str(folder), tags=list(manifest.tags))
+    for record in manifest.signatures:
+        key = record.signature.key
+        if not record.converted:
+            continue
+        for sample in samples[key].samples[:1] if key in samples else ():
+            if not _is_repeatable(source, key, sample.values):
+                continue
+            want = _native(source, key, sample.values)
+            got = loaded.signatures[key](**{name: tf.constant(value) for name, value in sample.values.items()})
+            for spec in record.signature.outputs:
+                tolerance = tolerance_for(manifest.precision, spec.dtype)
+                if why := disagreement(want[spec.name], got[spec.name].numpy(), tolerance):
+                    raise InternalError(f"the finished bundle disagrees with TensorFlow: {key}/{spec.name}: {why}")
+    runtime.forget(folder)
+    return notes
+
+
+def _make_loadable(folder: Path, manifest: Manifest) -> tuple[str, ...]:
+    """Drop the Python object graph if TensorFlow cannot restore it (old Keras models); signatures need none."""
+    try:
+        tf.saved_model.load(str(folder), tags=list(manifest.tags))
+        return ()
+    except Exception as error:  # restoring runs arbitrary Keras code, which fails in its own ways
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    file = folder / "saved_model.pb"
+    proto = saved_model_pb2.SavedModel()
+    proto.ParseFromString(file.read_bytes())
+    for meta_graph in proto.meta_graphs:
+        meta_graph.ClearField("object_graph_def")
+    file.write_bytes(proto.SerializeToString())
+    return (f"the model's Python objects cannot be restored by TensorFlow {tf.__version__} ({reason}); "
+            "the bundle keeps its signatures and leaves the objects out",)
+
+
+def _native(source: Source, key: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    definition = source.meta_graph.signature_def[key]
+    feeds = {definition.inputs[name].name: value for name, value in values.items()}
+    fetches = {name: info.name for name, info in definition.outputs.items()}
+    result: dict[str, Any] = source.session.run(fetches, feeds)
+    return result
+
+
+def _is_repeatable(source: Source, key: str, values: Mapping[str, Any]) -> bool:
+    """Whether TensorFlow gives the same answer twice (random ops and counters do not)."""
+    first, second = _native(source, key, values), _native(source, key, values)
+    return all(not disagreement(first[name], second[name], tolerance_for("fp32", str(first[name].dtype))) for name in first)
+
+

@@ -1,0 +1,202 @@
+"""Make one island: lower it clean, verify it against TensorFlow, build its engines; or say which ops must leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refimpl import engines
+from refimpl.artifacts import Array
+from refimpl.convert import lower, verify
+from refimpl.convert.lower import OpGraph
+from refimpl.convert.native import NativeGraph
+from refimpl.convert.profiles import profiles_for
+from refimpl.convert.verify import Evidence, Finding
+from refimpl.engines import BuildOptions, Profile, onnxruntime
+from refimpl.errors import BuildError, RefimplError
+from refimpl.recipe import Recipe
+
+UNVERIFIED = Finding()
+
+
+@dataclass(frozen=True)
+class Built:
+    """One engine file of an island."""
+
+    kind: str
+    file: Path
+    version: str
+    profiles: tuple[Profile, ...]
+
+
+@dataclass(frozen=True)
+class Island:
+    """An island that may ship."""
+
+    ops: tuple[str, ...]
+    entering: tuple[str, ...]
+    leaving: tuple[str, ...]
+    built: tuple[Built, ...]
+    finding: Finding
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Ops that must leave an island, with reasons."""
+
+    reasons: Mapping[str, str]
+
+
+class IslandMaker:
+    """Makes islands of one signature.
+
+    Args:
+        graph: the signature.
+        native: its TensorFlow ops.
+        seen: values at every cut tensor, one mapping per whole-model sample.
+        profile_seen: like ``seen``, for the shapes that engines must take.
+        recipe: the user's choices.
+        folder: where files are written.
+    """
+
+    def __init__(
+        self,
+        graph: OpGraph,
+        native: NativeGraph,
+        seen: Sequence[Mapping[str, Array]],
+        profile_seen: Sequence[Mapping[str, Array]],
+        recipe: Recipe,
+        folder: Path,
+    ) -> None:
+        self._graph, self._native, self._recipe, self._folder = graph, native, recipe, folder
+        self._seen, self._profile_seen = seen, profile_seen
+        self._count = 0
+
+    def make(self, ops: tuple[str, ...]) -> Island | Rejection:
+        """Lower, verify and build; every failure ends in a :class:`Rejection` that names ops and reasons."""
+        _, entering, leaving = lower.subgraph_nodes(self._graph, ops, marked=False)
+        if not leaving:
+            return Rejection(dict.fromkeys(ops, "nothing outside its island reads it"))
+        evidence = self._evidence(entering, leaving)
+        model, finding, notes = self._model(ops, entering, leaving, evidence)
+        if finding.problem:
+            return Rejection(self._blame(ops, finding.problem, lambda part: self._problem_of(part)))
+        built = [Built(onnxruntime.NAME, model, onnxruntime.version(), ())]
+        for kind in self._recipe.engines:
+            if kind == onnxruntime.NAME:
+                continue
+            try:
+                built.append(self._build(kind, model, entering, evidence))
+            except BuildError as error:
+                reasons = self._blame(ops, error.message, lambda part, kind=kind: self._build_problem(kind, part))  # type: ignore[misc]
+                return Rejection({op: f"{kind} cannot build it: {why}" for op, why in reasons.items()})
+        return Island(ops, tuple(entering), tuple(leaving), tuple(built), finding, tuple(notes))
+
+    def _evidence(self, entering: Sequence[str], leaving: Sequence[str]) -> list[Evidence]:
+        if not self._recipe.verify:
+            return []
+        whole = [
+            Evidence(f"whole-model sample {index}", tuple(item[t] for t in entering), tuple(item[t] for t in leaving))
+            for index, item in enumerate(self._seen)
+        ]
+        return [*whole, *verify.cut_probes(self._graph, self._native, entering, leaving, self._seen)]
+
+    def _model(
+        self, ops: Sequence[str], entering: Sequence[str], leaving: Sequence[str], evidence: Sequence[Evidence]
+    ) -> tuple[Path, Finding, list[str]]:
+        """The island's ONNX file, cleaned up if the clean one agrees with TensorFlow, plain if only the plain one does."""
+        self._count += 1
+        file = self._folder / f"{self._count}.onnx"
+        clean = self._try(ops, file, evidence, leaving, onnxruntime.optimize)
+        if not clean.problem:
+            return file, clean, []
+        plain_file = self._folder / f"{self._count}{onnxruntime.PLAIN_SUFFIX}"
+        plain = self._try(ops, plain_file, evidence, leaving, onnxruntime.save_plain)
+        if not plain.problem and evidence:
+            return plain_file, plain, [f"graph optimizations are off for it: with them, {clean.problem}"]
+        return file, clean, []
+
+    def _try(
+        self, ops: Sequence[str], file: Path, evidence: Sequence[Evidence], leaving: Sequence[str],
+        save: Callable[[Any, Mapping[str, Array], Path], None],
+    ) -> Finding:
+        try:
+            model, weights = lower.to_onnx(self._graph, ops, marked=False)
+        except Exception as error:  # tf2onnx raises anything
+            return Finding(problem=f"tf2onnx fails on it: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
+        try:
+            save(model, weights, file)
+            engine = onnxruntime.open(file)
+        except RefimplError as error:
+            return Finding(problem=error.message)
+        if not self._recipe.verify:
+            return UNVERIFIED
+        return verify.judge_engine(engine, evidence, leaving, self._recipe.precision)
+
+    def _build(self, kind: str, model: Path, entering: Sequence[str], evidence: Sequence[Evidence]) -> Built:
+        module = engines.kind(kind)
+        specs = [self._graph.specs[tensor] for tensor in entering]
+        seen: Sequence[Mapping[str, Array]] = self._profile_seen
+        if not seen:  # nothing could be run from end to end: what was drawn at the cut must do
+            seen = [dict(zip(entering, item.inputs, strict=True)) for item in evidence]
+        if not all(tensor in item for item in seen for tensor in entering):
+            raise BuildError("no shapes are known for its inputs")
+        profiles = profiles_for(self._recipe.profile, specs, seen)
+        target = model.with_name(f"{model.name.split('.')[0]}{module.SUFFIX}")
+        module.build(model, target, profiles, BuildOptions(self._recipe.tf32, self._recipe.workspace_bytes))
+        return Built(kind, target, module.version(), profiles)
+
+    def _problem_of(self, ops: Sequence[str]) -> str:
+        _, entering, leaving = lower.subgraph_nodes(self._graph, ops, marked=False)
+        if not leaving:
+            return ""
+        _, finding, _ = self._model(ops, entering, leaving, self._part_evidence(entering, leaving))
+        return finding.problem
+
+    def _build_problem(self, kind: str, ops: Sequence[str]) -> str:
+        _, entering, leaving = lower.subgraph_nodes(self._graph, ops, marked=False)
+        evidence = self._part_evidence(entering, leaving)
+        model, finding, _ = self._model(ops, entering, leaving, evidence)
+        if finding.problem:
+            return finding.problem
+        try:
+            self._build(kind, model, entering, evidence)
+        except BuildError as error:
+            return error.message
+        return ""
+
+    def _part_evidence(self, entering: Sequence[str], leaving: Sequence[str]) -> list[Evidence]:
+        """Evidence for a part of an island, whose cuts were not fetched before."""
+        return verify.cut_probes(self._graph, self._native, entering, leaving, self._cut_values(entering))
+
+    def _cut_values(self, tensors: Sequence[str]) -> list[dict[str, Array]]:
+        inputs = [f"{arg.name}:0" for arg in self._graph.source.args if arg.kind == "input"]
+        found = []
+        for item in self._seen[:1]:
+            feeds = {name: item[name] for name in inputs if name in item}
+            fetched = [tensor for tensor in tensors if tensor not in feeds]
+            found.append({**dict(zip(fetched, self._native.run(feeds, fetched), strict=True)), **feeds})
+        return found
+
+    def _blame(self, ops: Sequence[str], problem: str, problem_of: Callable[[Sequence[str]], str]) -> dict[str, str]:
+        """The ops to blame: each that fails alone, or else the one whose joining makes a growing part fail."""
+        groups: dict[int, list[str]] = {}
+        for name in ops:
+            groups.setdefault(self._graph.ops[name].group, []).append(name)
+        parts = list(groups.values())
+        if len(parts) > 1:
+            alone = {name: why for part in parts if (why := problem_of(part)) for name in part}
+            if alone:
+                return alone
+            low, high = 1, len(parts)  # parts[:low] is fine, parts[:high] is not
+            while high - low > 1:
+                middle = (low + high) // 2
+                if problem_of([name for part in parts[:middle] for name in part]):
+                    high = middle
+                else:
+                    low = middle
+            return dict.fromkeys(parts[high - 1], f"{problem} (together with the ops before it; alone it is fine)")
+        return dict.fromkeys(ops, problem)

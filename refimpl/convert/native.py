@@ -1,0 +1,54 @@
+"""Run a signature's own TensorFlow ops, any tensor fed and any fetched: the truth that islands are verified against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from refimpl.artifacts import Array, SignatureGraph
+from refimpl.convert.load import Source
+from refimpl.errors import RunError
+
+
+class NativeGraph:
+    """A signature's inlined graph in the session where the model's variables and tables live."""
+
+    def __init__(self, source: Source, graph: SignatureGraph) -> None:
+        self._session = source.session
+        self._scope = f"refimpl_native_{len(source.graph.get_operations())}"
+        state = {
+            f"{arg.name}:0": source.graph.get_tensor_by_name(arg.tensor) for arg in graph.args if arg.kind != "input"
+        }
+        graph_def = graph.graph_def
+        if state:
+            graph_def = type(graph_def)()
+            graph_def.CopyFrom(graph.graph_def)
+        with source.graph.as_default():
+            tf.graph_util.import_graph_def(graph_def, input_map=state, name=self._scope)
+
+    def run(self, feeds: Mapping[str, Array], fetches: Sequence[str]) -> list[Array]:
+        """Run with some tensors fed.
+
+        Args:
+            feeds: values by tensor name ``"node:index"``.
+            fetches: tensor names.
+
+        Raises:
+            RunError: TensorFlow fails on these values.
+        """
+        try:
+            values: list[Array] = self._session.run(
+                [f"{self._scope}/{name}" for name in fetches],
+                {f"{self._scope}/{name}": value for name, value in feeds.items()},
+            )
+        except (tf.errors.OpError, ValueError, TypeError) as error:
+            raise RunError(_essence(error)) from None
+        return values
+
+
+def _essence(error: Any) -> str:
+    text = getattr(error, "message", None) or str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:300]

@@ -1,0 +1,249 @@
+"""The conversion, from a SavedModel on disk to a bundle on disk, as a list of stages."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refimpl import __version__, bundle, env, runtime
+from refimpl.bundle import EngineRecord, IslandRecord, LeftOp, Manifest, SignatureRecord
+from refimpl.convert import check_bundle
+from refimpl.convert.islands import Island
+from refimpl.convert.judge import pick_judge
+from refimpl.convert.load import Source, read_signature, tree_sha256
+from refimpl.convert.native import NativeGraph
+from refimpl.convert.plan import Plan, Seen, look, make_plan, mutable_state, settle, signature_source
+from refimpl.convert.stitch import Stitched, install, stitch_signature
+from refimpl.errors import SourceError, UnsupportedError, stage
+from refimpl.recipe import Recipe
+from refimpl.specs import TensorSpec
+
+Tell = Callable[[str], None]
+_PRECISION_MODE = {"fp32": "FP32"}
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each stage."""
+
+    seconds: dict[str, float]
+
+    @contextmanager
+    def time(self, name: str, **where: object) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            with stage(name, **where):
+                yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """One signature, converted: its record for the manifest and its new function."""
+
+    record: SignatureRecord
+    stitched: Stitched | None
+    files: Mapping[str, Path]
+    notes: tuple[str, ...] = ()
+    samples: Seen = Seen()
+
+
+def convert(source_path: Path, target: Path, recipe: Recipe, tell: Tell) -> Manifest:
+    """Convert a SavedModel into a bundle. Each line is a stage.
+
+    Raises:
+        RefimplError: see the stages; nothing is left on disk.
+    """
+    clock = Clock({})
+    _check_engines(recipe)
+    bundle.check_target(target)
+    bundle_id = uuid.uuid4().hex[:16]
+    with tempfile.TemporaryDirectory(prefix="refimpl-") as scratch, bundle.atomic_directory(target) as folder:
+        tell("loading the SavedModel")
+        with clock.time("load", model=source_path):
+            source = Source(source_path, recipe.tags)
+        with source:
+            wanted = source.pick_signatures(recipe.signatures)
+            mutable = mutable_state(source)
+            done = [
+                _convert_signature(source, key, index, recipe, mutable, bundle_id, Path(scratch), clock, tell)
+                if key in wanted else _kept(source, key, "not asked for (--signature)")
+                for index, key in enumerate(source.signature_keys)
+            ]
+            tell("writing the bundle")
+            with clock.time("write"):
+                notes = _write(source, folder, done)
+            manifest = _manifest(source, source_path, recipe, bundle_id, done, notes, clock)
+            manifest = bundle.seal(folder, manifest)
+            with clock.time("check"):
+                tell("running the finished bundle against TensorFlow")
+                extra = check_bundle.prove(folder, source, manifest, {item.record.signature.key: item.samples for item in done})
+            manifest = bundle.seal(folder, _with(manifest, notes=(*manifest.notes, *extra), timings=dict(clock.seconds)))
+    return manifest
+
+
+def explain(source_path: Path, recipe: Recipe, tell: Tell) -> list[tuple[str, Plan]]:
+    """The plan of every signature asked for, stopped before anything is built."""
+    tell("loading the SavedModel")
+    with Source(source_path, recipe.tags) as source:
+        mutable = mutable_state(source)
+        plans = []
+        for key in source.pick_signatures(recipe.signatures):
+            with stage("plan", signature=key):
+                _, graph = signature_source(source, key, mutable)
+                plans.append((key, make_plan(graph, recipe, pick_judge(), mutable, tell)))
+        return plans
+
+
+def _convert_signature(
+    source: Source, key: str, index: int, recipe: Recipe, mutable: frozenset[str], bundle_id: str, scratch: Path,
+    clock: Clock, tell: Tell,
+) -> Converted:
+    judge = pick_judge()
+    try:
+        with clock.time("load", signature=key):
+            signature, graph = signature_source(source, key, mutable)
+    except SourceError:
+        if key in recipe.signatures:
+            raise
+        return _kept(source, key, "it cannot be cut out of the model")
+    with clock.time("plan", signature=key):
+        plan = make_plan(graph, recipe, judge, mutable, tell)
+    with clock.time("look", signature=key):
+        tell("running samples in TensorFlow")
+        native = NativeGraph(source, signature)
+        seen = look(graph, native, recipe)
+    with clock.time("build", signature=key):
+        folder = scratch / str(index)
+        folder.mkdir()
+        plan, islands = settle(plan, native, seen, recipe, judge, folder, tell)
+    named = {f"TRTEngineOp_{index:03d}_{number:03d}": island for number, island in enumerate(islands)}
+    with clock.time("stitch", signature=key):
+        attributes = {"_precision_mode": _PRECISION_MODE[recipe.precision], "_profile_strategy": recipe.profile}
+        stitched = stitch_signature(graph, named, bundle_id, attributes) if named else None
+    record, files = _record(plan, named, recipe)
+    return Converted(record, stitched, files, seen.notes, seen)
+
+
+def _kept(source: Source, key: str, reason: str) -> Converted:
+    """A signature that stays as it is."""
+    try:
+        signature = read_signature(source, key)
+    except SourceError as error:
+        from refimpl.specs import Signature
+
+        signature, reason = Signature(key, (), ()), error.message
+    return Converted(SignatureRecord(signature=signature, converted=False, reason=reason), None, {})
+
+
+def _record(plan: Plan, named: Mapping[str, Island], recipe: Recipe) -> tuple[SignatureRecord, dict[str, Path]]:
+    files: dict[str, Path] = {}
+    records = []
+    for name, island in named.items():
+        built = []
+        for item in island.built:
+            stored = f"{bundle.FOLDER}/islands/{name}{''.join(Path(item.file.name).suffixes)}"
+            files[stored] = item.file
+            data = item.file.with_name(item.file.name + ".data")
+            if data.exists():
+                files[f"{bundle.FOLDER}/islands/{data.name}"] = data
+            profiles = tuple({"min": p.min, "opt": p.opt, "max": p.max, "values": p.values} for p in item.profiles)
+            built.append(EngineRecord(kind=item.kind, file=stored, version=item.version, profiles=profiles))
+        finding = island.finding
+        probe = f"{bundle.FOLDER}/islands/{name}.probe.npz" if finding.probe else ""
+        if finding.probe:
+            file = island.built[0].file.with_suffix(".probe.npz")
+            runtime.write_probe(file, finding.probe.inputs, finding.probe.outputs)
+            files[probe] = file
+        records.append(IslandRecord(
+            name=name,
+            ops=tuple((op, plan.graph.ops[op].type) for op in island.ops),
+            inputs=_specs(plan, island.entering),
+            outputs=_specs(plan, island.leaving),
+            engines=tuple(built),
+            probe=probe,
+            finite_only=finding.finite_only,
+            precision=recipe.precision,
+            verified=f"{finding.compared} samples agree with TensorFlow" if finding.compared else "",
+            notes=island.notes,
+        ))
+    reasons = plan.reasons
+    ops = plan.graph.ops
+    left = tuple(LeftOp(name=name, type=ops[name].type, reason=reason) for name, reason in reasons.items())
+    signature = plan.graph.source.signature
+    why = "" if records else "no island could be made; every op stays in TensorFlow"
+    return SignatureRecord(
+        signature=signature, converted=bool(records), reason=why, islands=tuple(records), left=left, ops_total=len(ops)
+    ), files
+
+
+def _specs(plan: Plan, tensors: tuple[str, ...]) -> tuple[TensorSpec, ...]:
+    return tuple(plan.graph.specs[tensor] for tensor in tensors)
+
+
+def _write(source: Source, folder: Path, done: list[Converted]) -> tuple[str, ...]:
+    for item in source.path.iterdir():
+        if item.name in ("saved_model.pb", "saved_model.pbtxt", "fingerprint.pb", bundle.FOLDER):
+            continue
+        if item.is_dir():
+            shutil.copytree(item, folder / item.name)
+        else:
+            shutil.copyfile(item, folder / item.name)
+    (folder / bundle.FOLDER / "islands").mkdir(parents=True)
+    (folder / "assets").mkdir(exist_ok=True)
+    proto: Any = type(source.proto)()
+    proto.CopyFrom(source.proto)
+    meta_graph = next(meta for meta in proto.meta_graphs if set(meta.meta_info_def.tags) == set(source.tags))
+    for item in done:
+        if item.stitched is not None:
+            install(meta_graph, item.stitched)
+        for stored, file in item.files.items():
+            shutil.move(file, folder / stored)
+    (folder / "saved_model.pb").write_bytes(proto.SerializeToString())
+    return tuple(dict.fromkeys(note for item in done for note in item.notes))
+
+
+def _manifest(
+    source: Source, source_path: Path, recipe: Recipe, bundle_id: str, done: list[Converted], notes: tuple[str, ...], clock: Clock
+) -> Manifest:
+    return Manifest(
+        bundle_id=bundle_id,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        refimpl=__version__,
+        versions=env.versions(),
+        source_name=source_path.absolute().name,
+        source_sha256=tree_sha256(source.path),
+        tags=source.tags,
+        precision=recipe.precision,
+        judge=pick_judge().name,
+        verified=recipe.verify,
+        recipe=recipe.to_json(),
+        signatures=tuple(item.record for item in done),
+        timings=dict(clock.seconds),
+        notes=notes if recipe.verify else (*notes, "UNVERIFIED: islands were not compared with TensorFlow (--no-verify)"),
+    )
+
+
+def _with(manifest: Manifest, **changes: Any) -> Manifest:
+    import dataclasses
+
+    return dataclasses.replace(manifest, **changes)
+
+
+def _check_engines(recipe: Recipe) -> None:
+    from refimpl.engines import tensorrt
+
+    if "tensorrt" in recipe.engines and not tensorrt.version():
+        raise UnsupportedError(
+            "--engine tensorrt was asked for, but neither tensorrt nor tensorrt_rtx is installed",
+            hint="pip install 'refimpl[rtx]', or leave --engine away: the embedded engine works everywhere",
+        )

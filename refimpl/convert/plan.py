@@ -1,0 +1,219 @@
+"""Plan one signature: load, lower, judge, partition; then make islands until every one of them stands.
+
+The loop ends because each round only ever adds ops that must stay in TensorFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from refimpl.artifacts import Array, SignatureGraph
+from refimpl.convert import samples as sampling
+from refimpl.convert import verify
+from refimpl.convert.atoms import Atoms, lower_atoms, refuse_statically
+from refimpl.convert.constants import assigned_variables, lowering_graph
+from refimpl.convert.islands import Island, IslandMaker, Rejection
+from refimpl.convert.judge import Judge, refused_ops
+from refimpl.convert.load import Source, signature_graph
+from refimpl.convert.lower import OpGraph, leaving_tensors, op_graph
+from refimpl.convert.native import NativeGraph
+from refimpl.convert.partition import partition
+from refimpl.convert.samples import Sample
+from refimpl.errors import RunError
+from refimpl.recipe import Recipe
+
+Tell = Callable[[str], None]  # receives a line on what is being done
+_PROFILE_BATCH = 8  # the largest batch of an engine when nobody gave shapes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which ops go into which island, and why every other op stays; nothing built yet."""
+
+    graph: OpGraph
+    atoms: Atoms
+    islands: tuple[tuple[str, ...], ...]
+    refused: Mapping[str, str]  # ops that no island may hold
+    left_out: Mapping[str, str]  # convertible ops that are in none all the same (too small, too many)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        return {**self.left_out, **self.refused}
+
+
+def signature_source(source: Source, key: str, mutable: frozenset[str]) -> tuple[SignatureGraph, OpGraph]:
+    """A signature's graph and its ops; variables that some signature assigns stay variables.
+
+    Args:
+        mutable: tensors (in the model's own graph) of variables that some signature assigns.
+    """
+    graph = signature_graph(source, key)
+    frozen = [arg for arg in graph.args if arg.kind in ("variable", "value") and arg.tensor not in mutable]
+    values = source.values(frozen)
+    return graph, op_graph(graph, lowering_graph(graph, values, frozenset(values)))
+
+
+def mutable_state(source: Source) -> frozenset[str]:
+    """Tensors of the variables that any signature of the model assigns."""
+    found: set[str] = set()
+    for key in source.signature_keys:
+        try:
+            graph = signature_graph(source, key)
+        except Exception:  # a signature that cannot be cut out is judged by name below
+            continue
+        tensors = {arg.name: arg.tensor for arg in graph.args}
+        found |= {tensors[name] for name in assigned_variables(graph)}
+    return frozenset(found)
+
+
+def make_plan(graph: OpGraph, recipe: Recipe, judge: Judge, mutable: frozenset[str], tell: Tell) -> Plan:
+    """Decide what every op of a signature does: lower, judge, partition, until the judge takes every island."""
+    written = frozenset(arg.name for arg in graph.source.args if arg.tensor in mutable)
+    tell("lowering to ONNX")
+    atoms = lower_atoms(graph, refuse_statically(graph, recipe.keep_in_tf, written))
+    refused = dict(atoms.refused)
+    accepted: set[tuple[str, ...]] = set()
+    while True:
+        tell(f"asking the {judge.name}")
+        islands, _ = partition(graph.ops, refused, min_segment_size=1, max_engines=0)
+        new: dict[str, str] = {}
+        for ops in islands:
+            if ops not in accepted:
+                found = refused_ops(graph, atoms, judge, ops)
+                if not found:
+                    accepted.add(ops)
+                new.update(found)
+        if not new:
+            return _plan(graph, atoms, refused, recipe)
+        refused.update(spread(graph, new))
+
+
+def _plan(graph: OpGraph, atoms: Atoms, refused: Mapping[str, str], recipe: Recipe) -> Plan:
+    islands, left_out = partition(
+        graph.ops, refused, min_segment_size=recipe.min_segment_size, max_engines=recipe.max_engines
+    )
+    return Plan(graph, atoms, islands, dict(refused), left_out)
+
+
+def spread(graph: OpGraph, reasons: Mapping[str, str]) -> dict[str, str]:
+    """What is said of one op of a group holds for the whole group: it is never parted."""
+    by_group = {graph.ops[name].group: reason for name, reason in reasons.items()}
+    return {name: reasons.get(name, by_group[op.group]) for name, op in graph.ops.items() if op.group in by_group}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Values at the cuts, from runs of the whole model in TensorFlow."""
+
+    samples: tuple[Sample, ...] = ()
+    profile_samples: tuple[Sample, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+def look(graph: OpGraph, native: NativeGraph, recipe: Recipe) -> Seen:
+    """Samples of the whole model: the user's, or made up until TensorFlow takes them."""
+    signature = graph.source.signature
+    fed = {arg.key: f"{arg.name}:0" for arg in graph.source.args if arg.kind == "input"}
+    results = list(graph.source.results)
+
+    def accepts(sample: Sample) -> bool:
+        try:
+            native.run({fed[key]: value for key, value in sample.values.items()}, results)
+        except RunError:
+            return False
+        return True
+
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    for name, shape in recipe.shapes:
+        shapes.setdefault(name, []).append(shape)
+    if recipe.calibration:
+        samples: list[Sample] = []
+        for sample in sampling.user_samples(recipe.calibration, signature):
+            samples.append(sample)
+            if len(samples) == sampling.MAX_USER_SAMPLES:
+                break
+        return Seen(tuple(samples), tuple(samples))
+    made = sampling.made_up(signature, shapes, accepts, max([2, *(len(item) for item in shapes.values())]))
+    notes = () if made or not signature.inputs else (
+        "no input that can be made up runs through the whole model; islands were verified with values drawn at their cuts "
+        "(give real samples with --calibration)",
+    )
+    profile = made
+    if made and not shapes and "tensorrt" in recipe.engines:
+        profile = [*made, *_batched(signature.inputs, made[0], accepts)]
+    return Seen(tuple(made), tuple(profile), notes)
+
+
+def _batched(specs: Sequence[object], sample: Sample, accepts: Callable[[Sample], bool]) -> list[Sample]:
+    """The sample at batch 1 and at the largest batch that engines are to take, where the first dimension is open."""
+    found = []
+    for batch in (1, _PROFILE_BATCH):
+        values: dict[str, Array] = {}
+        for spec in specs:
+            value = sample.values[spec.name]  # type: ignore[attr-defined]
+            open_batch = spec.shape is None or (spec.shape and spec.shape[0] is None)  # type: ignore[attr-defined]
+            if open_batch and value.ndim and len(value):
+                value = value.repeat(batch, axis=0)[:batch] if batch > len(value) else value[:batch]
+            values[spec.name] = value  # type: ignore[attr-defined]
+        candidate = Sample(f"{sample.name}, batch {batch}", values)
+        if accepts(candidate):
+            found.append(candidate)
+    return found
+
+
+def settle(
+    plan: Plan, native: NativeGraph, seen: Seen, recipe: Recipe, judge: Judge, folder: Path, tell: Tell
+) -> tuple[Plan, tuple[Island, ...]]:
+    """Make every island of a plan; ops of those that fail go back to TensorFlow, and the rest is cut again.
+
+    Returns:
+        The plan that stands at last, and its islands.
+    """
+    made: dict[tuple[str, ...], Island] = {}
+    graph, refused = plan.graph, dict(plan.refused)
+    while True:
+        cuts = sorted(_cut_tensors(graph, plan.islands))
+        evidence = verify.evidence_of(graph, native, cuts, seen.samples) if recipe.verify or seen.profile_samples else []
+        shapes = verify.evidence_of(graph, native, cuts, seen.profile_samples) if "tensorrt" in recipe.engines else []
+        maker = IslandMaker(graph, native, evidence, shapes, recipe, folder)
+        new: dict[str, str] = {}
+        for number, ops in enumerate(plan.islands):
+            if ops in made:
+                continue
+            tell(f"island {number + 1} of {len(plan.islands)}: lowering, verifying, building ({len(ops)} ops)")
+            result = maker.make(ops)
+            if isinstance(result, Rejection):
+                new.update(result.reasons)
+            else:
+                made[ops] = result
+        if not new:
+            return plan, tuple(made[ops] for ops in plan.islands)
+        refused.update(spread(graph, new))
+        plan = _plan(graph, plan.atoms, refused, recipe)
+        plan = _judged_again(plan, judge, recipe, refused, made)
+
+
+def _judged_again(
+    plan: Plan, judge: Judge, recipe: Recipe, refused: dict[str, str], made: Mapping[tuple[str, ...], Island]
+) -> Plan:
+    """A new cut makes new islands; the judge sees each of them before it is built."""
+    while True:
+        new: dict[str, str] = {}
+        for ops in plan.islands:
+            if ops not in made:
+                new.update(refused_ops(plan.graph, plan.atoms, judge, ops))
+        if not new:
+            return plan
+        refused.update(spread(plan.graph, new))
+        plan = _plan(plan.graph, plan.atoms, refused, recipe)
+
+
+def _cut_tensors(graph: OpGraph, islands: Sequence[Sequence[str]]) -> set[str]:
+    cuts: set[str] = set()
+    for ops in islands:
+        inside = set(ops)
+        cuts.update(leaving_tensors(graph, inside))
+        cuts.update(t for name in ops for t in graph.ops[name].inputs if t.rsplit(":", 1)[0] not in inside)
+    return cuts

@@ -1,0 +1,195 @@
+"""Sample inputs: the user's own, or made up from dtypes and shapes until TensorFlow accepts them."""
+
+from __future__ import annotations
+
+import importlib
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refimpl.artifacts import Array
+from refimpl.errors import RecipeError
+from refimpl.specs import Signature, TensorSpec
+
+# Sizes tried for unknown dimensions. The first is the batch, which is never 1 only: broadcasting would hide mistakes.
+_BATCHES = (2, 1, 3)
+_SIZES = (32, 48, 8, 64, 224)
+MAX_USER_SAMPLES = 16  # enough to see ranges and shapes; calibration proper reads them all
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One set of values for some tensors."""
+
+    name: str
+    values: Mapping[str, Array]
+
+
+# How values of each kind of dtype are drawn, from the most telling to the safest: integers are often indices, and
+# TensorFlow refuses indices out of range.
+_INTEGERS: tuple[tuple[str, int, int], ...] = (("mixed-sign", -9, 10), ("small", 0, 10), ("tiny", 0, 2), ("zero", 0, 1))
+
+
+def kinds() -> tuple[str, ...]:
+    """Names of the ways in which integers are drawn, most telling first."""
+    return tuple(name for name, _, _ in _INTEGERS)
+
+
+def draw(spec: TensorSpec, shape: Sequence[int], kind: str, rng: np.random.Generator) -> Array:
+    """Random values of one tensor.
+
+    Floats are normal with a few larger ones; integers as ``kind`` says and never zero when of mixed sign (they may divide);
+    bools are fair coins; strings are short ASCII words.
+    """
+    dtype = spec.numpy_dtype()
+    if dtype == object:
+        return np.array([b"sample"] * int(np.prod(shape, dtype=int)), dtype=object).reshape(shape)
+    if dtype == np.bool_:
+        return rng.random(shape) < 0.5
+    if np.issubdtype(dtype, np.integer):
+        low, high = next((low, high) for name, low, high in _INTEGERS if name == kind)
+        if dtype.kind == "u":
+            return rng.integers(0, 256 if dtype.itemsize == 1 and kind == "mixed-sign" else max(high, 1), shape).astype(dtype)
+        values = rng.integers(low, high, shape)
+        return np.where(values == 0, 1, values).astype(dtype) if kind == "mixed-sign" else values.astype(dtype)
+    if dtype.kind == "c":
+        return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
+    values = rng.standard_normal(shape)
+    return np.asarray(values * np.where(rng.random(shape) < 0.05, 4.0, 1.0)).astype(dtype)
+
+
+def rng_for(*names: object) -> np.random.Generator:
+    """A generator seeded with the names alone, so that every run draws the same values."""
+    return np.random.default_rng(zlib.crc32("/".join(map(str, names)).encode()))
+
+
+def with_nonfinite(sample: Sample, rng: np.random.Generator) -> Sample | None:
+    """The sample with a NaN and both infinities put into its float tensors; None when it has none."""
+    values = dict(sample.values)
+    touched = False
+    for name, array in sample.values.items():
+        if array.dtype.kind == "f" and array.size:
+            copy = array.copy()
+            places = rng.choice(copy.size, size=min(3, copy.size), replace=False)
+            for place, bad in zip(places, (np.nan, np.inf, -np.inf), strict=False):
+                copy.reshape(-1)[place] = bad
+            values[name] = copy
+            touched = True
+    return Sample(f"{sample.name}, non-finite", values) if touched else None
+
+
+def guess_shape(spec: TensorSpec, variant: int, fixed: Sequence[int] | None = None) -> tuple[int, ...]:
+    """A concrete shape: the fixed one, or known sizes kept and unknown ones filled in; unknown rank becomes 2-D."""
+    if fixed is not None:
+        return tuple(fixed)
+    shape = (None, None) if spec.shape is None else spec.shape
+    batch, size = _BATCHES[variant % len(_BATCHES)], _SIZES[variant % len(_SIZES)]
+    return tuple(
+        known if known is not None else (batch if axis == 0 else size) for axis, known in enumerate(shape)
+    )
+
+
+def made_up(
+    signature: Signature, fixed: Mapping[str, Sequence[Sequence[int]]], accepts: Callable[[Sample], bool], count: int = 2
+) -> list[Sample]:
+    """Samples for a whole signature that TensorFlow accepts: values of the most telling kind that works.
+
+    Args:
+        signature: what to feed.
+        fixed: shapes asked for, by input name.
+        accepts: runs TensorFlow and says whether it took the sample.
+        count: how many samples, of different shapes where the signature leaves them open.
+
+    Returns:
+        Up to ``count`` samples; none when TensorFlow takes nothing that can be made up (encoded images, for example).
+    """
+    found: list[Sample] = []
+    for variant in range(max(len(_SIZES), count)):
+        for kind in kinds():
+            if len(found) == count:
+                return found
+            name = f"random {variant}, integers {kind}"
+            shapes = {
+                spec.name: guess_shape(spec, variant, _pick(fixed.get(spec.name), variant)) for spec in signature.inputs
+            }
+            sample = Sample(name, {
+                spec.name: draw(spec, shapes[spec.name], kind, rng_for(signature.key, spec.name, name))
+                for spec in signature.inputs
+            })
+            if accepts(sample):
+                found.append(sample)
+                break
+        if len(found) == 0 and variant + 1 == len(_SIZES):
+            break
+    return found
+
+
+def _pick(shapes: Sequence[Sequence[int]] | None, variant: int) -> Sequence[int] | None:
+    return shapes[variant % len(shapes)] if shapes else None
+
+
+def user_samples(where: str, signature: Signature) -> Iterator[Sample]:
+    """The user's samples of one signature.
+
+    Args:
+        where: an ``.npz`` file (keys are input names), a folder of them, or ``package.module:function`` that yields dicts.
+        signature: whose inputs they must fit.
+
+    Raises:
+        RecipeError: nothing there, or a sample that does not fit.
+    """
+    empty = True
+    for name, values in _read(where):
+        empty = False
+        yield Sample(name, _fitted(name, values, signature))
+    if empty:
+        raise RecipeError(f"{where} yields no samples", hint="give at least one sample")
+
+
+def _read(where: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    path = Path(where)
+    if path.is_dir():
+        for file in sorted(path.glob("*.npz")):
+            yield file.name, _load_npz(file)
+    elif path.suffix == ".npz":
+        yield path.name, _load_npz(path)
+    elif ":" in where:
+        module, _, function = where.partition(":")
+        try:
+            generator = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            raise RecipeError(f"cannot import {where}: {error}", hint="it must name a function on the Python path") from None
+        for index, item in enumerate(generator()):
+            if not isinstance(item, Mapping):
+                raise RecipeError(f"{where} yielded {type(item).__name__}", hint="yield dicts of arrays by input name")
+            yield f"{where}#{index}", item
+    else:
+        raise RecipeError(f"no samples at {where}", hint="give an .npz file, a folder of them, or package.module:function")
+
+
+def _load_npz(file: Path) -> dict[str, Array]:
+    try:
+        with np.load(file, allow_pickle=False) as data:
+            return {name: data[name] for name in data.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise RecipeError(f"{file} cannot be read as .npz: {error}", hint="write it with numpy.savez") from None
+
+
+def _fitted(name: str, values: Mapping[str, Any], signature: Signature) -> dict[str, Array]:
+    fitted = {}
+    for spec in signature.inputs:
+        if spec.name not in values:
+            raise RecipeError(f"sample {name} has no input {spec.name!r}", hint=f"it has: {', '.join(values)}")
+        array = np.asarray(values[spec.name])
+        want = spec.numpy_dtype()
+        array = array.astype(object) if want == object else array
+        if array.dtype != want or not spec.accepts(array.shape):
+            raise RecipeError(
+                f"sample {name}: {spec.name!r} is {array.dtype}{list(array.shape)}", hint=f"expected {spec.describe()}"
+            )
+        fitted[spec.name] = array
+    return fitted

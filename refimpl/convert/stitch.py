@@ -1,0 +1,291 @@
+"""Stitch: write the model's SavedModel protobuf again, each island one engine node with a native fallback.
+
+Nothing is loaded or traced for this. The signature's function is replaced by one that holds the stitched graph; variables,
+tables, assets, other signatures and the Python object graph stay what they were, weights are stored once, and a model of any
+size costs the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from refimpl import bundle
+from refimpl.artifacts import Arg
+from refimpl.convert import graphdefs as gd
+from refimpl.convert.islands import Island
+from refimpl.convert.lower import OpGraph
+from refimpl.runtime import TOKEN
+
+ASSET_NODE = "refimpl_bundle_asset"
+_STRING = tf.string.as_datatype_enum
+_BOOL = tf.bool.as_datatype_enum
+
+
+@dataclass(frozen=True)
+class Stitched:
+    """A signature's new function and the functions it needs."""
+
+    key: str
+    outputs: tuple[str, ...]  # the signature's output keys, one per result
+    function: gd.FunctionDef
+    helpers: tuple[gd.FunctionDef, ...]
+    args: tuple[Arg, ...]  # of the function, before the asset's path
+    result_types: tuple[int, ...]
+
+
+def stitch_signature(graph: OpGraph, islands: Mapping[str, Island], bundle_id: str, attributes: Mapping[str, str]) -> Stitched:
+    """The stitched function of one signature.
+
+    Args:
+        graph: the signature.
+        islands: by name, ``TRTEngineOp_GGG_SSS``.
+        bundle_id: identity that every engine node carries.
+        attributes: private attributes (``_precision_mode`` ...) for every engine node.
+    """
+    source = graph.source
+    nodes = {node.name: node for node in graph.lowering.order}
+    moved: dict[gd.Ref, str] = {}  # an island's tensor -> the tensor that carries it now
+    owner: dict[str, str] = {}  # op inside an island -> node that control edges must name instead
+    for name, island in islands.items():
+        for index, tensor in enumerate(island.leaving):
+            moved[gd.parse_ref(tensor)] = f"{name}_value:{index}"
+        owner.update(dict.fromkeys(island.ops, f"{name}_value"))
+    body: list[gd.NodeDef] = []
+    helpers: list[gd.FunctionDef] = []
+    for name, island in islands.items():
+        native, passing = _branches(graph, name, island, nodes)
+        helpers += [native.function, passing]
+        body += _engine_nodes(graph, name, island, native, bundle_id, attributes, moved, owner)
+    for node in graph.lowering.order:
+        if node.name not in owner and node.op != "Placeholder":
+            body.append(_redirect(node, moved, owner))
+    args = [(arg.name, _arg_type(arg)) for arg in source.args] + [(ASSET_NODE, _STRING)]
+    body, control = _prune(body, {name for name, _ in args}, source.results)
+    types = tuple(int(nodes[gd.parse_ref(name).node].attr["T"].type) for name in source.results)
+    results = [(f"result{index}", dtype, name) for index, (dtype, name) in enumerate(zip(types, source.results, strict=True))]
+    function = gd.make_function(f"refimpl_{bundle_id}_{_identifier(source.signature.key)}", body, args, results, control)
+    library = {function.signature.name: function for function in source.graph_def.library.function}
+    helpers += gd.functions_of([*body, *(node for helper in helpers for node in helper.node_def)], library).values()
+    unique = {helper.signature.name: helper for helper in helpers}
+    outputs = tuple(spec.name for spec in source.signature.outputs)
+    return Stitched(source.signature.key, outputs, function, tuple(unique.values()), source.args, types)
+
+
+@dataclass(frozen=True)
+class _Native:
+    function: gd.FunctionDef
+    captured: tuple[Arg, ...]  # state that the native segment reads
+
+
+def _branches(graph: OpGraph, name: str, island: Island, nodes: Mapping[str, gd.NodeDef]) -> tuple[_Native, gd.FunctionDef]:
+    """The two branches behind an engine node: the original ops, and passing the engine's outputs on."""
+    constant = graph.lowering.constant
+    state = {arg.name: arg for arg in graph.source.args if arg.kind != "input"}
+    stop = frozenset(gd.parse_ref(tensor).node for tensor in island.entering)
+    inside = set(island.ops)
+    names = gd.reachable(nodes, island.ops, stop=stop | frozenset(state) | (frozenset(nodes) - inside - constant))
+    captured = tuple(state[item] for item in sorted(names & set(state)))
+    keep = [node for node in graph.lowering.order if node.name in names and (node.name in inside or node.name in constant)
+            and node.name not in state]
+    entering = {gd.parse_ref(tensor): f"entering/{index}" for index, tensor in enumerate(island.entering)}
+    present = {node.name for node in keep}
+    body = []
+    for node in keep:
+        copy = _redirect(node, entering, {})
+        inputs = [text for text in copy.input if not text.startswith("^") or text[1:] in present]
+        copy.ClearField("input")
+        copy.input.extend(inputs)
+        body.append(copy)
+    in_types = _types(graph, island.entering)
+    out_types = _types(graph, island.leaving)
+    args = [(f"entering/{index}", dtype) for index, dtype in enumerate(in_types)]
+    args += [(arg.name, _arg_type(arg)) for arg in captured]
+    args += [(f"engine/{index}", dtype) for index, dtype in enumerate(out_types)]
+    results = [(f"result{index}", dtype, tensor) for index, (dtype, tensor) in enumerate(zip(out_types, island.leaving, strict=True))]
+    native = gd.make_function(f"{name}_native_segment", body, args, results)
+    passing = gd.make_function(
+        f"{name}_engine_result",
+        [gd.make_node(f"pass/{index}", "Identity", [f"engine/{index}"], T=gd.type_attr(dtype)) for index, dtype in enumerate(out_types)],
+        args,
+        [(f"result{index}", dtype, f"pass/{index}:0") for index, dtype in enumerate(out_types)],
+    )
+    return _Native(native, captured), passing
+
+
+def _engine_nodes(
+    graph: OpGraph, name: str, island: Island, native: _Native, bundle_id: str, attributes: Mapping[str, str],
+    moved: Mapping[gd.Ref, str], owner: Mapping[str, str],
+) -> list[gd.NodeDef]:
+    """The engine node, and the conditional that runs the native segment when the engine could not."""
+    entering = [moved.get(gd.parse_ref(tensor), tensor) for tensor in island.entering]
+    in_types, out_types = _types(graph, island.entering), _types(graph, island.leaving)
+    constants = [_string_const(f"{name}_{what}", text) for what, text in (("name", name), ("bundle", bundle_id))]
+    inside = set(island.ops)
+    controls = sorted({f"^{owner.get(op, op)}" for member in island.ops for op in graph.ops[member].controls if op not in inside})
+    engine = gd.make_node(
+        name, "PyFunc", [ASSET_NODE, *(node.name for node in constants), *entering, *controls],
+        token=TOKEN, Tin=gd.types_attr([_STRING] * 3 + in_types), Tout=gd.types_attr([_BOOL, *out_types]), **attributes,
+    )
+    outputs = [f"{name}:{index + 1}" for index in range(len(out_types))]
+    captured = [arg.name for arg in native.captured]
+    branch = gd.make_node(
+        f"{name}_value", "If", [f"{name}:0", *entering, *captured, *outputs],
+        Tcond=gd.type_attr(_BOOL),
+        Tin=gd.types_attr(in_types + [_arg_type(arg) for arg in native.captured] + out_types),
+        Tout=gd.types_attr(out_types),
+        then_branch=gd.func_attr(f"{name}_engine_result"),
+        else_branch=gd.func_attr(f"{name}_native_segment"),
+    )
+    for tensor in island.leaving:
+        branch.attr["output_shapes"].list.shape.add().CopyFrom(tf.TensorShape(graph.specs[tensor].shape).as_proto())
+    return [*constants, engine, branch]
+
+
+def _string_const(name: str, text: str) -> gd.NodeDef:
+    node = gd.make_node(name, "Const", [], dtype=gd.type_attr(_STRING))
+    node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(text.encode()))
+    return node
+
+
+def _redirect(node: gd.NodeDef, moved: Mapping[gd.Ref, str], owner: Mapping[str, str]) -> gd.NodeDef:
+    copy = gd.NodeDef()
+    copy.CopyFrom(node)
+    copy.ClearField("input")
+    for text in node.input:
+        ref = gd.parse_ref(text)
+        copy.input.append(f"^{owner.get(ref.node, ref.node)}" if ref.index < 0 else moved.get(ref, text))
+    return copy
+
+
+def _prune(body: list[gd.NodeDef], args: set[str], results: Sequence[str]) -> tuple[list[gd.NodeDef], list[str]]:
+    """Drop what nothing needs any more; effects that no result waits for are kept as control outputs."""
+    nodes = {node.name: node for node in body}
+    placeholders = {name: gd.NodeDef(name=name) for name in args}
+    alive = gd.reachable({**nodes, **placeholders}, [gd.parse_ref(name).node for name in results], stop=frozenset(args))
+    kept = [node for node in body if node.name in alive]
+    control = [node.name for node in kept if node.op.startswith(("Assign", "Assert", "Print", "LookupTableInsert", "ResourceScatter"))]
+    return kept, control
+
+
+def _types(graph: OpGraph, tensors: Sequence[str]) -> list[int]:
+    return [tf.as_dtype(graph.specs[tensor].dtype).as_datatype_enum for tensor in tensors]
+
+
+def _arg_type(arg: Arg) -> int:
+    if arg.kind in ("variable", "resource"):
+        return int(tf.resource.as_datatype_enum)
+    return int(tf.as_dtype(arg.dtype).as_datatype_enum)
+
+
+def _identifier(text: str) -> str:
+    return "".join(char if char.isalnum() else "_" for char in text)
+
+
+def install(meta_graph: Any, stitched: Stitched) -> None:
+    """Put a stitched signature into a MetaGraphDef, in place, where the old one was.
+
+    A TF2 signature is one call of a function: its body becomes a call of the stitched function. A TF1 signature is a set of
+    nodes: its outputs are named anew.
+    """
+    _add_asset(meta_graph)
+    library = meta_graph.graph_def.library
+    known = {function.signature.name for function in library.function}
+    for function in (stitched.function, *stitched.helpers):
+        if function.signature.name not in known:
+            library.function.add().CopyFrom(function)
+    definition = meta_graph.signature_def[stitched.key]
+    caller = _single_caller(meta_graph, definition, stitched)
+    if caller is None:
+        _repoint(meta_graph, definition, stitched)
+        return
+    for node in meta_graph.graph_def.node:
+        if node.op == caller.op and node.attr["f"].func.name == caller.attr["f"].func.name:
+            node.input.append(ASSET_NODE)
+            node.attr["Tin"].list.type.append(_STRING)
+            node.attr.pop("_XlaMustCompile", None)
+    _rewrite_wrapper(meta_graph, caller, definition, stitched)
+
+
+def _single_caller(meta_graph: Any, definition: Any, stitched: Stitched) -> Any:
+    names = {gd.parse_ref(info.name).node for info in definition.outputs.values()}
+    if len(names) != 1:
+        return None
+    library = {function.signature.name for function in meta_graph.graph_def.library.function}
+    for node in meta_graph.graph_def.node:
+        if node.name in names and node.op in ("StatefulPartitionedCall", "PartitionedCall") and node.attr["f"].func.name in library:
+            refs = {gd.parse_ref(text).tensor for text in node.input}
+            return node if all(arg.tensor in refs for arg in stitched.args) else None
+    return None
+
+
+def _call(stitched: Stitched, name: str, inputs: Sequence[str]) -> gd.NodeDef:
+    return gd.make_node(
+        name, "StatefulPartitionedCall", inputs, f=gd.func_attr(stitched.function.signature.name),
+        Tin=gd.types_attr([_arg_type(arg) for arg in stitched.args] + [_STRING]), Tout=gd.types_attr(stitched.result_types),
+    )
+
+
+def _rewrite_wrapper(meta_graph: Any, caller: Any, definition: Any, stitched: Stitched) -> None:
+    wrapper_name = caller.attr["f"].func.name
+    wrapper = next(item for item in meta_graph.graph_def.library.function if item.signature.name == wrapper_name)
+    position = {gd.parse_ref(text).tensor: index for index, text in enumerate(caller.input)}
+    wrapper.signature.input_arg.add(name="refimpl_bundle", type=_STRING)
+    names = [arg.name for arg in wrapper.signature.input_arg]
+    inputs = [names[position[arg.tensor]] for arg in stitched.args] + ["refimpl_bundle"]
+    call = _call(stitched, "refimpl_call", inputs)
+    wrapper.ClearField("node_def")
+    wrapper.node_def.add().CopyFrom(call)
+    wrapper.attr.pop("_XlaMustCompile", None)
+    if "_input_shapes" in wrapper.attr:
+        wrapper.attr["_input_shapes"].list.shape.add()  # a scalar
+    result_of = {gd.parse_ref(definition.outputs[key].name).index: number for number, key in enumerate(stitched.outputs)}
+    for index, out in enumerate(wrapper.signature.output_arg):
+        wrapper.ret[out.name] = f"refimpl_call:output:{result_of[index]}"
+    wrapper.signature.ClearField("control_output")
+    wrapper.ClearField("control_ret")
+    wrapper.signature.control_output.append("refimpl_call")
+    wrapper.control_ret["refimpl_call"] = "refimpl_call"
+    wrapper.signature.is_stateful = True
+    graph = meta_graph.object_graph_def
+    if wrapper_name in graph.concrete_functions:
+        graph.concrete_functions[wrapper_name].bound_inputs.append(_asset_object(meta_graph))
+
+
+def _repoint(meta_graph: Any, definition: Any, stitched: Stitched) -> None:
+    name = f"refimpl_{_identifier(stitched.key)}"
+    inputs = [arg.tensor.removesuffix(":0") for arg in stitched.args] + [ASSET_NODE]
+    meta_graph.graph_def.node.add().CopyFrom(_call(stitched, name, inputs))
+    for index, key in enumerate(stitched.outputs):
+        definition.outputs[key].name = f"{name}:{index}"
+
+
+def _add_asset(meta_graph: Any) -> None:
+    """Give the graph the path of the bundle's pointer file, by the way TensorFlow relocates assets."""
+    if any(node.name == ASSET_NODE for node in meta_graph.graph_def.node):
+        return
+    meta_graph.graph_def.node.add().CopyFrom(_string_const(ASSET_NODE, bundle.ASSET))
+    legacy = meta_graph.collection_def["saved_model_assets"].any_list.value if "saved_model_assets" in meta_graph.collection_def else []
+    if not meta_graph.asset_file_def:  # TF1 kept assets in a collection; a loader reads one place or the other
+        for item in legacy:
+            item.Unpack(meta_graph.asset_file_def.add())
+    asset = meta_graph.asset_file_def.add(filename=bundle.ASSET)
+    asset.tensor_info.name = f"{ASSET_NODE}:0"
+    if legacy:
+        legacy.add().Pack(asset)
+
+
+def _asset_object(meta_graph: Any) -> int:
+    """The node of the object graph that stands for the asset, made at the first call."""
+    graph = meta_graph.object_graph_def
+    index = next(i for i, asset in enumerate(meta_graph.asset_file_def) if asset.filename == bundle.ASSET)
+    for number, node in enumerate(graph.nodes):
+        if node.WhichOneof("kind") == "asset" and node.asset.asset_file_def_index == index:
+            return number
+    node = graph.nodes.add()
+    node.asset.asset_file_def_index = index
+    graph.nodes[0].children.add(node_id=len(graph.nodes) - 1, local_name="refimpl_bundle")
+    return len(graph.nodes) - 1

@@ -1,0 +1,151 @@
+"""Verify: no island ships unless its outputs were compared with the TensorFlow ops that it replaces.
+
+Two kinds of values are compared. *Whole-model* samples run through TensorFlow once and show what really arrives at every
+cut. *Cut* probes are drawn at the cut itself: integers of mixed sign, zeros, and NaN and infinities, which a whole-model
+sample may never bring there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from refimpl.artifacts import Array
+from refimpl.convert import samples as sampling
+from refimpl.convert.lower import OpGraph
+from refimpl.convert.native import NativeGraph
+from refimpl.convert.samples import Sample
+from refimpl.engines import OpenEngine
+from refimpl.errors import RunError
+from refimpl.numerics import disagreement
+from refimpl.tolerance import tolerance_for
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Values at the cut tensors of one island, as TensorFlow computes them."""
+
+    name: str
+    inputs: tuple[Array, ...]
+    outputs: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of verifying one island."""
+
+    problem: str = ""  # why it must not ship; "" when it may
+    finite_only: bool = False  # it agrees on finite values only
+    compared: int = 0  # samples that agreed
+    probe: Evidence | None = None
+
+
+def evidence_of(
+    graph: OpGraph, native: NativeGraph, cuts: Sequence[str], whole: Sequence[Sample]
+) -> list[dict[str, Array]]:
+    """The value of every cut tensor for every whole-model sample, one TensorFlow run per sample."""
+    fed = {arg.key: f"{arg.name}:0" for arg in graph.source.args if arg.kind == "input"}
+    found = []
+    for sample in whole:
+        feeds = {fed[key]: value for key, value in sample.values.items()}
+        fetched = [tensor for tensor in cuts if tensor not in feeds]
+        found.append({**dict(zip(fetched, native.run(feeds, fetched), strict=True)), **feeds})
+    return found
+
+
+def cut_probes(
+    graph: OpGraph, native: NativeGraph, entering: Sequence[str], leaving: Sequence[str], seen: Sequence[Mapping[str, Array]]
+) -> list[Evidence]:
+    """Probes drawn at the cut, in the most telling kind that TensorFlow accepts, and what TensorFlow makes of them."""
+    if not entering:
+        return []
+    base = _draw_until_accepted(graph, native, entering, leaving, seen)
+    if base is None:
+        return []
+    zeros = Sample("zeros", {name: np.zeros_like(value) if value.dtype.kind == "f" else value for name, value in base.values.items()})
+    nonfinite = sampling.with_nonfinite(base, sampling.rng_for(*entering))
+    found = []
+    for sample in (base, zeros, nonfinite):
+        if sample is not None and (made := _run(native, sample, entering, leaving)) is not None:
+            found.append(made)
+    return found
+
+
+def _draw_until_accepted(
+    graph: OpGraph, native: NativeGraph, entering: Sequence[str], leaving: Sequence[str], seen: Sequence[Mapping[str, Array]]
+) -> Sample | None:
+    for variant in range(3):
+        for kind in sampling.kinds():
+            values = {}
+            for tensor in entering:
+                spec = graph.specs[tensor]
+                shape = seen[0][tensor].shape if seen else sampling.guess_shape(spec, variant)
+                values[tensor] = sampling.draw(spec, shape, kind, sampling.rng_for(tensor, kind, variant))
+            sample = Sample(f"drawn at the cut, integers {kind}", values)
+            if _run(native, sample, entering, leaving) is not None:
+                return sample
+        if seen:
+            break
+    return None
+
+
+def _run(native: NativeGraph, sample: Sample, entering: Sequence[str], leaving: Sequence[str]) -> Evidence | None:
+    try:
+        outputs = native.run(sample.values, leaving)
+    except RunError:
+        return None
+    return Evidence(sample.name, tuple(sample.values[tensor] for tensor in entering), tuple(outputs))
+
+
+def judge_engine(engine: OpenEngine, evidence: Iterable[Evidence], leaving: Sequence[str], precision: str) -> Finding:
+    """Compare an engine with TensorFlow on everything that is known of one island.
+
+    Args:
+        engine: an engine of the island.
+        evidence: inputs, and TensorFlow's outputs for them.
+        leaving: the island's output tensors, for messages.
+        precision: what the engine computes in.
+    """
+    finite_only, compared = False, 0
+    probe: Evidence | None = None
+    for item in evidence:
+        special = any(_special(array) for array in (*item.inputs, *item.outputs))
+        problem = _compare(engine, item, leaving, precision)
+        if problem and special:
+            finite_only = True
+        elif problem:
+            return Finding(problem=problem)
+        elif any(array.size for array in item.outputs):
+            compared += 1
+            if not special and (probe is None or _bytes(item) < _bytes(probe)):
+                probe = item
+    if probe is None:
+        return Finding(problem="it could not be verified: TensorFlow accepts no values that can be made up for it "
+                               "(give real samples with --calibration)")
+    return Finding(finite_only=finite_only, compared=compared, probe=probe)
+
+
+def _compare(engine: OpenEngine, item: Evidence, leaving: Sequence[str], precision: str) -> str:
+    try:
+        outputs = engine.run([np.ascontiguousarray(array) for array in item.inputs])
+    except RunError as error:
+        return error.message
+    for tensor, want, got in zip(leaving, item.outputs, outputs, strict=True):
+        if why := disagreement(want, got, tolerance_for(precision, _dtype(want))):
+            return f"{why} at {tensor} ({item.name})"
+    return ""
+
+
+def _dtype(array: Any) -> str:
+    return str(array.dtype.name)
+
+
+def _special(array: Array) -> bool:
+    return array.dtype.kind == "f" and not bool(np.isfinite(array).all())
+
+
+def _bytes(item: Evidence) -> int:
+    return sum(array.nbytes for array in (*item.inputs, *item.outputs))

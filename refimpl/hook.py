@@ -1,0 +1,57 @@
+"""Register the engine node's function with TensorFlow, now or as soon as TensorFlow is imported.
+
+Importing TensorFlow takes seconds, so ``import refimpl`` must not; a program may import the two in either order.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+_HOME = "tensorflow.python.ops.script_ops"  # where TensorFlow keeps its Python functions
+
+
+def install() -> None:
+    """Register now if TensorFlow's registry is there, else when it comes."""
+    if _HOME in sys.modules and hasattr(sys.modules[_HOME], "_py_funcs"):
+        _register(sys.modules[_HOME])
+    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+def _call(*args: Any) -> Any:
+    from refimpl.runtime import call_engine
+
+    return call_engine(*args)
+
+
+def _register(module: ModuleType) -> None:
+    # TensorFlow holds the function weakly; this module keeps it alive.
+    module._py_funcs._funcs["refimpl.engine.v1"] = _call
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Lets the normal import of one module happen, then registers."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != _HOME:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        run = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            run(module)
+            _register(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec

@@ -1,0 +1,58 @@
+"""The converter's and the runtime's own check that two tensors agree.
+
+The oracle has another, richer one on purpose: a mistake here must not also blind the judge.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from refimpl.tolerance import Tolerance
+
+Array = np.ndarray[Any, Any]
+
+
+def disagreement(want: Array, got: Array, tolerance: Tolerance) -> str:
+    """Why ``got`` does not agree with ``want``, or "" when it does.
+
+    Shape and dtype must be the same, NaN and infinities must stand at the same places; see
+    :mod:`refimpl.tolerance` for the rest.
+    """
+    if want.dtype != got.dtype:
+        return f"dtype {got.dtype}, TensorFlow gives {want.dtype}"
+    if want.shape != got.shape:
+        return f"shape {list(got.shape)}, TensorFlow gives {list(want.shape)}"
+    if want.dtype.kind not in "fc" and want.dtype.name != "bfloat16":
+        wrong = int(np.sum(want != got))
+        return f"{wrong} of {want.size} elements differ" if wrong else ""
+    wide, other = want.astype(np.float64), got.astype(np.float64)
+    if not np.array_equal(np.isnan(wide), np.isnan(other)):
+        return f"NaN at {int(np.isnan(other).sum())} places, TensorFlow at {int(np.isnan(wide).sum())} (or elsewhere)"
+    infinite = np.isinf(wide) | np.isinf(other)
+    if not np.array_equal(wide[infinite], other[infinite]):
+        return "infinities at other places or of another sign"
+    finite = np.isfinite(wide)
+    if not finite.any():
+        return ""
+    wide, other = wide[finite], other[finite]
+    error = np.abs(wide - other)
+    size = np.abs(wide)
+    over = error > tolerance.rtol * size + tolerance.of_max * size.max() + tolerance.atol
+    if not over.any():
+        return ""
+    worst = int(np.argmax(error))
+    return (
+        f"max |Δ| {error[worst]:.3g} where TensorFlow gives {wide[worst]:.6g}; "
+        f"{int(over.sum())} of {wide.size} elements beyond tolerance"
+    )
+
+
+def has_nonfinite(array: Array) -> bool:
+    """Whether a float array holds a NaN or an infinity; False for every other dtype."""
+    if array.dtype.kind != "f" or not array.size:
+        return False
+    # One pass without a temporary decides nearly always; a sum that overflows is looked at again.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return not np.isfinite(np.sum(array)) and not bool(np.isfinite(array).all())

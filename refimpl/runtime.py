@@ -1,0 +1,336 @@
+"""Run a bundle: the function behind every engine node, and :func:`load` for people who want names, traces and checks.
+
+``import refimpl`` registers :func:`call_engine` with TensorFlow; from then on ``tf.saved_model.load`` on a bundle is enough.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refimpl import bundle, engines
+from refimpl.bundle import IslandRecord, Manifest
+from refimpl.errors import BundleError, RefimplError, RunError, SourceError
+from refimpl.numerics import disagreement, has_nonfinite
+from refimpl.specs import Signature
+from refimpl.tolerance import tolerance_for
+
+TOKEN = "refimpl.engine.v1"
+NATIVE = "native"
+# Reasons that are by design, not failures; every other reason to run natively is a fallback that a check reports.
+EMPTY = "empty input"
+NOT_FINITE = "non-finite values"
+
+Array = np.ndarray[Any, Any]
+_log = logging.getLogger("refimpl.runtime")
+_open_bundles: dict[tuple[str, str], BundleRuntime] = {}
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class IslandRun:
+    """What ran an island in one call."""
+
+    island: str
+    engine: str  # "tensorrt", "onnxruntime", "numpy", or "native" for TensorFlow itself
+    reason: str  # why native; "" otherwise
+
+
+def call_engine(asset: bytes, island: bytes, bundle_id: bytes, *inputs: Array) -> list[Array]:
+    """What an engine node calls.
+
+    Args:
+        asset: path of the bundle's pointer file, as TensorFlow resolved it.
+        island: the island's name.
+        bundle_id: identity of the bundle that the graph belongs to.
+        inputs: the island's inputs.
+
+    Returns:
+        A bool scalar, True when an engine ran, and the island's outputs, or empty arrays when the native segment must.
+    """
+    return _runtime(asset.decode(), bundle_id.decode()).island(island.decode()).call(inputs)
+
+
+def _runtime(asset: str, bundle_id: str) -> BundleRuntime:
+    key = (asset, bundle_id)
+    found = _open_bundles.get(key)
+    if found is None:
+        with _lock:
+            found = _open_bundles.get(key)
+            if found is None:
+                found = _open_bundles[key] = BundleRuntime(Path(asset).parent.parent, bundle_id)
+    return found
+
+
+class BundleRuntime:
+    """The engines of one bundle in this process."""
+
+    def __init__(self, path: Path, bundle_id: str) -> None:
+        self.path = path
+        self.problem = ""
+        self.trace: list[IslandRun] | None = None  # appended to while somebody listens
+        self.counts: collections.Counter[IslandRun] = collections.Counter()
+        self.manifest: Manifest | None = None
+        try:
+            self.manifest = bundle.read(path, check_files=False)
+            if self.manifest.bundle_id != bundle_id:
+                self.problem = f"{path} holds another bundle than the one that was loaded"
+        except BundleError as error:
+            self.problem = str(error)
+        self._islands: dict[str, IslandRuntime] = {}
+        self._lock = threading.Lock()
+        self.kinds: tuple[str, ...] = engines.KINDS
+
+    def use(self, kinds: Sequence[str]) -> None:
+        """Allow only these kinds of engines, in this order; engines already open are closed."""
+        with self._lock:
+            self.kinds = tuple(kinds)
+            self._islands.clear()
+
+    def island(self, name: str) -> IslandRuntime:
+        found = self._islands.get(name)
+        if found is None:
+            with self._lock:
+                found = self._islands.setdefault(name, IslandRuntime(self, name))
+        return found
+
+    def count(self, run: IslandRun) -> None:
+        with self._lock:
+            self.counts[run] += 1
+            if self.trace is not None:
+                self.trace.append(run)
+
+
+class IslandRuntime:
+    """One island: opens the best engine that works here at the first call, and falls back when it cannot run."""
+
+    def __init__(self, owner: BundleRuntime, name: str) -> None:
+        self._owner = owner
+        self._name = name
+        self._lock = threading.Lock()
+        self._candidates: list[tuple[str, engines.OpenEngine]] | None = None
+        self._problems: list[str] = []
+        records = owner.manifest.islands if owner.manifest else ()
+        self._record = next((record for record in records if record.name == name), None)
+
+    def call(self, inputs: Sequence[Array]) -> list[Array]:
+        record = self._record
+        if record is None or self._owner.problem:
+            return self._native(inputs, self._owner.problem or f"the manifest knows no island {self._name}")
+        if any(array.size == 0 for array in inputs):
+            return self._native(inputs, EMPTY)
+        if record.finite_only and any(map(has_nonfinite, inputs)):
+            return self._native(inputs, NOT_FINITE)
+        reasons = []
+        for kind, engine in self._open(record):
+            try:
+                outputs = engine.run(inputs)
+            except RunError as error:
+                reasons.append(f"{kind}: {error.message}")
+                continue
+            if record.finite_only and any(map(has_nonfinite, outputs)):
+                return self._native(inputs, NOT_FINITE)
+            if reasons:
+                _warn_once(f"{self._owner.path}/{self._name}/{reasons}", "refimpl: island %s: %s; %s runs instead", self._name, reasons[0], kind)
+            self._owner.count(IslandRun(self._name, kind, ""))
+            return [np.True_, *outputs]
+        return self._native(inputs, "; ".join(reasons or self._problems) or "the bundle stores no engine for it")
+
+    def _native(self, inputs: Sequence[Array], reason: str) -> list[Array]:
+        self._owner.count(IslandRun(self._name, NATIVE, reason))
+        if reason not in (EMPTY, NOT_FINITE):
+            _warn_once(f"{self._owner.path}/{self._name}/{reason}", "refimpl: TensorFlow runs island %s: %s", self._name, reason)
+        specs = self._record.outputs if self._record else ()
+        return [np.False_, *(np.zeros((0,), dtype=spec.numpy_dtype()) for spec in specs)]
+
+    def _open(self, record: IslandRecord) -> list[tuple[str, engines.OpenEngine]]:
+        if self._candidates is None:
+            with self._lock:
+                if self._candidates is None:
+                    self._candidates = list(self._opened(record))
+                    picked = ", ".join(kind for kind, _ in self._candidates) or NATIVE
+                    _log.info("island %s runs on %s%s", record.name, picked, "".join(f"; {item}" for item in self._problems))
+        return self._candidates
+
+    def _opened(self, record: IslandRecord) -> list[tuple[str, engines.OpenEngine]]:
+        stored = {engine.kind: engine for engine in record.engines}
+        if "onnxruntime" in stored:
+            stored["numpy"] = stored["onnxruntime"]  # the same ONNX file
+        opened = []
+        for kind in self._owner.kinds:
+            if kind not in stored:
+                continue
+            module = engines.kind(kind)
+            if reason := module.why_not_here():
+                self._problems.append(f"{kind}: {reason}")
+                continue
+            try:
+                assert self._owner.manifest is not None
+                file = bundle.check_file(self._owner.path, self._owner.manifest, stored[kind].file)
+                engine = module.open(file)
+                self._prove(record, kind, engine)
+            except RefimplError as error:
+                self._problems.append(f"{kind}: {error.message}")
+                continue
+            opened.append((kind, engine))
+        return opened
+
+    def _prove(self, record: IslandRecord, kind: str, engine: engines.OpenEngine) -> None:
+        """Run the stored probe on the real device; an engine that disagrees with TensorFlow is never used.
+
+        Raises:
+            RunError: it disagrees, or cannot run.
+        """
+        if not record.probe:
+            return
+        assert self._owner.manifest is not None
+        inputs, wanted = read_probe(bundle.check_file(self._owner.path, self._owner.manifest, record.probe))
+        for spec, want, got in zip(record.outputs, wanted, engine.run(inputs), strict=True):
+            if why := disagreement(want, got, tolerance_for(record.precision, spec.dtype)):
+                raise RunError(f"its engine disagrees with TensorFlow on this machine: {why}")
+
+
+def write_probe(file: Path, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+    """Store inputs of an island and the outputs that TensorFlow gives for them."""
+    arrays = {f"input_{i}": array for i, array in enumerate(inputs)} | {f"output_{i}": array for i, array in enumerate(outputs)}
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def read_probe(file: Path) -> tuple[list[Array], list[Array]]:
+    with np.load(file, allow_pickle=False) as data:
+        sides = []
+        for side in ("input_", "output_"):
+            count = sum(name.startswith(side) for name in data.files)
+            sides.append([data[f"{side}{index}"] for index in range(count)])
+    return sides[0], sides[1]
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(cause: str, message: str, *args: object) -> None:
+    if cause not in _warned:
+        _warned.add(cause)
+        _log.warning(message, *args)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Outputs of a run by name, in the signature's order, and what ran each island."""
+
+    outputs: dict[str, Array]
+    islands: tuple[IslandRun, ...]
+
+
+class LoadedBundle:
+    """A bundle ready to run; made by :func:`load`."""
+
+    def __init__(self, path: Path, manifest: Manifest, engine_kinds: Sequence[str] | None) -> None:
+        import tensorflow as tf
+
+        self.path = path
+        self.manifest = manifest
+        self.model = tf.saved_model.load(str(path), tags=list(manifest.tags) or None)
+        self._runtime = _runtime(str(path / bundle.POINTER), manifest.bundle_id)
+        self._runtime.use(engine_kinds or engines.KINDS)
+        self._lock = threading.Lock()
+
+    @property
+    def signatures(self) -> Mapping[str, Signature]:
+        """Every signature by key, converted or not."""
+        return {record.signature.key: record.signature for record in self.manifest.signatures}
+
+    def run(self, inputs: Mapping[str, Any], signature: str = "") -> RunResult:
+        """Run one signature.
+
+        Args:
+            inputs: arrays by input name; dtypes and shapes as the signature says.
+            signature: its key; may be left out when there is ``serving_default`` or only one.
+
+        Raises:
+            SourceError: no such signature, or an input is missing, unknown, or of the wrong dtype or shape.
+            RunError: TensorFlow fails on these inputs.
+        """
+        import tensorflow as tf
+
+        spec = self._signature(signature)
+        feeds = {item.name: tf.constant(_checked(item, inputs, spec), dtype=item.dtype) for item in spec.inputs}
+        if unknown := sorted(set(inputs) - set(feeds)):
+            raise SourceError(f"unknown input {unknown[0]!r}", hint=f"inputs: {', '.join(feeds) or 'none'}", signature=spec.key)
+        with self._lock:
+            self._runtime.trace = trace = []
+            try:
+                raw = self.model.signatures[spec.key](**feeds)
+            except tf.errors.OpError as error:
+                text = str(error.message).strip().splitlines()[0]
+                raise RunError(f"TensorFlow fails on these inputs: {text}", signature=spec.key) from error
+            finally:
+                self._runtime.trace = None
+        return RunResult({item.name: raw[item.name].numpy() for item in spec.outputs}, tuple(trace))
+
+    def counts(self) -> dict[IslandRun, int]:
+        """How often each island ran where since the bundle was first used in this process."""
+        return dict(self._runtime.counts)
+
+    def _signature(self, key: str) -> Signature:
+        known = self.signatures
+        if not key:
+            key = "serving_default" if "serving_default" in known or len(known) != 1 else next(iter(known))
+        if key not in known:
+            raise SourceError(f"no signature {key!r} in {self.path}", hint=f"this bundle has: {', '.join(known) or 'none'}")
+        return known[key]
+
+
+def _checked(spec: Any, inputs: Mapping[str, Any], signature: Signature) -> Array:
+    if spec.name not in inputs:
+        hint = "inputs: " + ", ".join(item.describe() for item in signature.inputs)
+        raise SourceError(f"input {spec.name!r} is missing", hint=hint, signature=signature.key)
+    array = np.asarray(inputs[spec.name])
+    want = spec.numpy_dtype()
+    if want == object:
+        array = array.astype(object)
+    elif array.dtype != want:
+        raise SourceError(f"input {spec.name!r} is {array.dtype}", hint=f"expected {spec.describe()}", signature=signature.key)
+    if not spec.accepts(array.shape):
+        raise SourceError(
+            f"input {spec.name!r} has shape {list(array.shape)}", hint=f"expected {spec.describe()}", signature=signature.key
+        )
+    return array
+
+
+def load(path: str | os.PathLike[str], *, engines: Sequence[str] | None = None) -> LoadedBundle:
+    """Load a bundle, every file checked against its SHA-256 first.
+
+    Args:
+        path: the bundle's directory.
+        engines: kinds of engines that may run, in order of preference; ``()`` or None means all of them. The choice holds
+            for this bundle in this process.
+
+    Raises:
+        BundleError: not a bundle, damaged, or of a newer format.
+        UnsupportedError: an unknown kind of engine.
+    """
+    from refimpl.errors import UnsupportedError
+
+    for kind in engines or ():
+        if kind not in ("tensorrt", "onnxruntime", "numpy"):
+            raise UnsupportedError(f"engine {kind!r} is not known", hint="choose from tensorrt, onnxruntime, numpy")
+    folder = Path(path).absolute()
+    return LoadedBundle(folder, bundle.read(folder), engines)
+
+
+
+
+def forget(path: Path) -> None:
+    """Close the engines of every bundle that was opened at ``path``; the next call opens them again."""
+    with _lock:
+        for key in [key for key, opened in _open_bundles.items() if opened.path == path]:
+            del _open_bundles[key]

@@ -1,0 +1,1 @@
+"""Promises about the code itself: layers, who may import what, sizes, packaging."""

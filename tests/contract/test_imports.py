@@ -1,0 +1,92 @@
+"""Imports point down, the two wings do not see each other, and each vendor library has its rooms."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.contract.sources import PACKAGE, imports, python_files
+
+LAYER = {
+    "errors": 0,
+    "specs": 1, "tolerance": 1, "env": 1, "gpus": 1,
+    "recipe": 2, "artifacts": 2, "numerics": 2,
+    "engines": 3, "tf_private": 3,
+    "bundle": 4,
+    "runtime": 5,
+    "convert": 6, "oracle": 6, "report": 6, "doctor": 6, "hook": 6,
+    "trt_convert": 7,
+    "cli_oracle": 7, "cli": 8,
+}  # fmt: skip
+
+# Who may import a library. A folder stands for everything in it. What is not named here, anybody may import.
+ROOMS = {
+    "tensorflow.python": ["tf_private.py"],
+    "tensorflow": ["convert/", "oracle/runners.py", "runtime.py", "tf_private.py"],
+    "keras": [],
+    "tensorrt": ["engines/tensorrt.py"],
+    "tensorrt_rtx": ["engines/tensorrt.py"],
+    "onnxruntime": ["convert/", "engines/onnxruntime.py"],
+    "onnx": ["convert/", "engines/", "doctor.py"],
+    "onnx_graphsurgeon": ["convert/"],
+    "tf2onnx": ["convert/"],
+    "polygraphy": ["engines/"],
+    "click": ["cli.py", "cli_oracle.py", "doctor.py"],
+    "rich": ["cli.py", "cli_oracle.py", "doctor.py", "oracle/render.py", "report/"],
+}
+FILES = {file.relative_to(PACKAGE).as_posix(): file for file in python_files(PACKAGE)}
+
+
+def room_of(name: str) -> str:
+    return name.split("/", maxsplit=1)[0].removesuffix(".py")
+
+
+def test_every_room_has_a_layer():
+    rooms = {room_of(name) for name in FILES} - {"__init__", "__main__"}
+    assert rooms <= LAYER.keys(), f"give {sorted(rooms - LAYER.keys())} a layer"
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_imports_point_down(name):
+    me = room_of(name)
+    if me in {"__init__", "__main__"}:
+        return  # they only re-export
+    for module in imports(FILES[name]):
+        parts = module.split(".")
+        if parts[0] != "refimpl" or len(parts) < 2:
+            continue
+        other = parts[1]
+        assert other in LAYER, f"{name} imports {module}: not a room"
+        assert other == me or LAYER[other] < LAYER[me], f"{me} may not import {other}"
+
+
+def owner_of(module: str) -> str | None:
+    """The longest name in ``ROOMS`` that a module lies under."""
+    under = [library for library in ROOMS if module == library or module.startswith(library + ".")]
+    return max(under, key=len, default=None)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_vendors_stay_in_their_rooms(name):
+    for module in imports(FILES[name]):
+        if (library := owner_of(module)) is not None:
+            allowed = ROOMS[library]
+            assert any(name == room or (room.endswith("/") and name.startswith(room)) for room in allowed), (
+                f"{name} imports {module}; only {allowed} may"
+            )
+
+
+@pytest.mark.parametrize("module", ["refimpl", "refimpl.cli"])
+def test_importing_imports_no_vendor(module):
+    code = f"import sys, {module}; print(*sorted(set(sys.modules) & {set(ROOMS) - {'click', 'rich'}!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_the_walls_would_notice():
+    assert owner_of("tensorflow.python.framework.ops") == "tensorflow.python"
+    assert owner_of("tensorflow.core.framework") == "tensorflow"
+    assert owner_of("tensorflow_text") is None
+    assert LAYER["convert"] == LAYER["oracle"], "neither wing may import the other"

@@ -27,7 +27,7 @@ from tests.models_tf1 import v1, write_v1
 Rng = np.random.Generator
 HERE = Path(__file__).resolve().parent
 PINS = HERE / "trained-constraints.txt"
-# What pip says when it got no answer. "No matching distribution" alone is an answer: then the pin is wrong, and we fail.
+# What pip says when it got no answer. "No matching distribution" alone is an answer: then the pin is wrong.
 _UNREACHABLE = ("connection broken by", "connection error", "Connection refused", "timed out", "ProxyError")
 
 

@@ -136,7 +136,11 @@ def _decide(
 
 
 def _notes(comparison: Comparison, islands: Sequence[IslandNote]) -> tuple[str, ...]:
-    notes = [f"{tensor.name}: {tensor.reason}" for tensor in comparison.tensors if tensor.ok and tensor.reason]
+    silent = [tensor for tensor in comparison.tensors if tensor.ok and tensor.reason]
+    empty = [tensor for tensor in silent if 0 in tensor.shape]
+    notes = [f"{tensor.name}: {tensor.reason}" for tensor in silent if tensor not in empty]
+    if empty:
+        notes.append(f"{len(empty)} of {len(comparison.tensors)} outputs are empty: nothing to compare")
     planned = Counter(island.reason for island in islands if island.engine == NATIVE and island.expected)
     whole = len(islands)
     notes += [f"{n} of {whole} islands ran in TensorFlow as documented: {why}" for why, n in planned.items()]
@@ -157,6 +161,10 @@ def _verdict_notes(record: Golden, results: Sequence[CaseResult], bundle: Bundle
             for tensor in result.comparison.tensors
             if tensor.compared
         ]
+        outputs = {spec.name for spec in record.signatures[key].outputs}
+        never = sorted(outputs - {tensor.name for tensor in compared})
+        if compared and never:
+            notes.append(f"signature {key!r}: never compared in any case: {', '.join(never)}")
         if compared and all(tensor.weak for tensor in compared):
             notes.append(f"signature {key!r}: an answer of zeros would pass every case; record it with better --cases")
     return tuple(notes)

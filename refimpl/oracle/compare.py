@@ -137,7 +137,7 @@ def _diff_unstable(name: str, want: Array, got: Any, what: str) -> TensorDiff:
         fault = f"rank {got.ndim}, want {want.ndim}"
     elif not fault and what != "shape":
         fault = _shape_fault(want, got)
-    reason = fault or f"TensorFlow's own {what} differ from run to run: not compared"
+    reason = fault or f"not compared: TensorFlow's own {what} differ from run to run"
     return TensorDiff(name=name, dtype=dtype_name(want), shape=want.shape, ok=not fault, reason=reason)
 
 

@@ -139,6 +139,7 @@ def _first_useful(runner: runners.SavedModelRunner, attempts: Iterable[Case]) ->
 
 
 def _answer(runner: runners.SavedModelRunner, case: Case) -> golden.GoldenCase:
+    """TensorFlow's answer, and which outputs a second run does not repeat."""
     first = runner.run(case.inputs, case.signature)
     second = runner.run(case.inputs, case.signature)
     unstable = {}

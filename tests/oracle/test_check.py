@@ -236,6 +236,11 @@ def test_answers_that_zeros_would_match_are_said(tmp_path: Path) -> None:
     assert "zeros would pass every case" in judge(FakeBundle(weak)).notes[0]
 
 
+def test_empty_outputs_are_counted_in_one_line(golden: Golden) -> None:
+    verdict = judge(FakeBundle(golden))
+    assert [case.notes for case in verdict.cases] == [(), (), ("4 of 4 outputs are empty: nothing to compare",)]
+
+
 def test_only_empty_outputs_are_no_match(tmp_path: Path) -> None:
     """An ordinary case whose outputs are all empty compares nothing."""
     empty = make_case("normal", 0)
@@ -256,6 +261,7 @@ def test_unrepeatable_outputs_are_listed(tmp_path: Path) -> None:
     verdict = judge(FakeBundle(record, on("scores", lambda y: y + 1)))
     assert verdict.passed
     assert "TensorFlow's own values differ" in verdict.cases[0].notes[0]
+    assert verdict.notes == ("signature 'serving_default': never compared in any case: scores",)
 
 
 def test_precision_chooses_the_tolerance(golden: Golden) -> None:

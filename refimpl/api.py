@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refimpl import env
+from refimpl.bundle import IDLE_OPS, LeftOp
 from refimpl.recipe import Recipe
+from refimpl.report.summary import PlanSummary
 
 if TYPE_CHECKING:
     from refimpl.bundle import Manifest
     from refimpl.convert.plan import Plan
 
 StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The plan of a conversion: who judged, and what was planned for each signature."""
+
+    judge: str
+    signatures: tuple[PlanSummary, ...]
 
 
 def _silent(line: str) -> None:
@@ -49,7 +60,7 @@ def convert(
 
 def explain(
     saved_model: StrPath, recipe: Recipe | None = None, *, tell: Callable[[str], None] | None = None
-) -> list[tuple[str, Plan]]:
+) -> Explanation:
     """Plan a conversion without building anything.
 
     Args:
@@ -58,7 +69,7 @@ def explain(
         tell: as for :func:`convert`.
 
     Returns:
-        For every signature asked for, its key and its plan: islands, and a reason for every op that stays in TensorFlow.
+        For every signature asked for, its islands, and a reason for every op that stays in TensorFlow.
 
     Raises:
         SourceError: the SavedModel cannot be read, or has no such tags or signature.
@@ -67,4 +78,16 @@ def explain(
     env.require_tensorflow()
     from refimpl.convert import pipeline
 
-    return pipeline.explain(Path(saved_model), recipe or Recipe(), tell or _silent)
+    judge, plans = pipeline.explain(Path(saved_model), recipe or Recipe(), tell or _silent)
+    return Explanation(judge, tuple(map(_summary, plans)))
+
+
+def _summary(plan: Plan) -> PlanSummary:
+    ops = plan.graph.ops
+    return PlanSummary(
+        signature=plan.graph.source.signature,
+        islands=tuple(tuple((name, ops[name].type) for name in island) for island in plan.islands),
+        left=tuple(LeftOp(name=name, type=ops[name].type, reason=reason) for name, reason in plan.reasons.items()
+                   if ops[name].type not in IDLE_OPS),
+        ops_total=sum(op.type not in IDLE_OPS for op in ops.values()),
+    )

@@ -24,6 +24,8 @@ FOLDER = "refimpl"
 MANIFEST = f"{FOLDER}/manifest.json"
 ASSET = "refimpl_bundle.json"  # in assets/: TensorFlow hands its path to every engine node
 POINTER = f"assets/{ASSET}"
+# Ops that compute nothing; they count neither as converted nor as left.
+IDLE_OPS = frozenset(["Identity", "IdentityN", "NoOp", "Snapshot", "StopGradient"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,7 @@ class SignatureRecord:
 
     @property
     def ops_converted(self) -> int:
-        return sum(len(island.ops) for island in self.islands)
+        return sum(kind not in IDLE_OPS for island in self.islands for _, kind in island.ops)
 
     @property
     def share(self) -> float:

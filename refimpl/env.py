@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -94,6 +95,22 @@ def require_tensorflow() -> None:
     if not tensorflow_installed():
         raise UnsupportedError("TensorFlow is not installed", hint=_MISSING_TENSORFLOW)
     quiet_tensorflow()
+    if "tensorflow" not in sys.modules and not flag("REFIMPL_TF_LOGS", default=False):
+        _import_silently("tensorflow")
+
+
+def _import_silently(name: str) -> None:
+    """Import a module with file descriptor 2 closed: TensorFlow's C++ side greets before its log level is read."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        importlib.import_module(name)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def quiet_tensorflow() -> None:

@@ -20,7 +20,7 @@ from refimpl import bundle, engines
 from refimpl.bundle import IslandRecord, Manifest
 from refimpl.errors import BundleError, RefimplError, RunError, SourceError
 from refimpl.numerics import disagreement, has_nonfinite
-from refimpl.specs import Signature
+from refimpl.specs import Signature, TensorSpec
 from refimpl.tolerance import tolerance_for
 
 TOKEN = "refimpl.engine.v1"
@@ -44,19 +44,23 @@ class IslandRun:
     reason: str  # why native; "" otherwise
 
 
-def call_engine(asset: bytes, island: bytes, bundle_id: bytes, *inputs: Array) -> list[Array]:
+def call_engine(asset: bytes, island: bytes, bundle_id: bytes, dtypes: bytes, *inputs: Array) -> list[Array]:
     """What an engine node calls.
 
     Args:
         asset: path of the bundle's pointer file, as TensorFlow resolved it.
         island: the island's name.
         bundle_id: identity of the bundle that the graph belongs to.
+        dtypes: TensorFlow's names of the output dtypes, comma-separated.
         inputs: the island's inputs.
 
     Returns:
         A bool scalar, True when an engine ran, and the island's outputs, or empty arrays when the native segment must.
     """
-    return _runtime(asset.decode(), bundle_id.decode()).island(island.decode()).call(inputs)
+    outputs = _runtime(asset.decode(), bundle_id.decode()).island(island.decode()).call(inputs)
+    if outputs is None:
+        return [np.False_, *(np.zeros((0,), TensorSpec("", name, ()).numpy_dtype()) for name in dtypes.decode().split(","))]
+    return [np.True_, *outputs]
 
 
 def _runtime(asset: str, bundle_id: str) -> BundleRuntime:
@@ -121,14 +125,15 @@ class IslandRuntime:
         records = owner.manifest.islands if owner.manifest else ()
         self._record = next((record for record in records if record.name == name), None)
 
-    def call(self, inputs: Sequence[Array]) -> list[Array]:
+    def call(self, inputs: Sequence[Array]) -> list[Array] | None:
+        """The outputs, or None when TensorFlow must run the native segment; either way it is counted."""
         record = self._record
         if record is None or self._owner.problem:
-            return self._native(inputs, self._owner.problem or f"the manifest knows no island {self._name}")
+            return self._native(self._owner.problem or f"the manifest knows no island {self._name}")
         if any(array.size == 0 for array in inputs):
-            return self._native(inputs, EMPTY)
+            return self._native(EMPTY)
         if record.finite_only and any(map(has_nonfinite, inputs)):
-            return self._native(inputs, NOT_FINITE)
+            return self._native(NOT_FINITE)
         reasons = []
         for kind, engine in self._open(record):
             try:
@@ -137,19 +142,17 @@ class IslandRuntime:
                 reasons.append(f"{kind}: {error.message}")
                 continue
             if record.finite_only and any(map(has_nonfinite, outputs)):
-                return self._native(inputs, NOT_FINITE)
+                return self._native(NOT_FINITE)
             if reasons:
                 _warn_once(f"{self._owner.path}/{self._name}/{reasons}", "refimpl: island %s: %s; %s runs instead", self._name, reasons[0], kind)
             self._owner.count(IslandRun(self._name, kind, ""))
-            return [np.True_, *outputs]
-        return self._native(inputs, "; ".join(reasons or self._problems) or "the bundle stores no engine for it")
+            return outputs
+        return self._native("; ".join(reasons or self._problems) or "the bundle stores no engine for it")
 
-    def _native(self, inputs: Sequence[Array], reason: str) -> list[Array]:
+    def _native(self, reason: str) -> None:
         self._owner.count(IslandRun(self._name, NATIVE, reason))
         if reason not in (EMPTY, NOT_FINITE):
             _warn_once(f"{self._owner.path}/{self._name}/{reason}", "refimpl: TensorFlow runs island %s: %s", self._name, reason)
-        specs = self._record.outputs if self._record else ()
-        return [np.False_, *(np.zeros((0,), dtype=spec.numpy_dtype()) for spec in specs)]
 
     def _open(self, record: IslandRecord) -> list[tuple[str, engines.OpenEngine]]:
         if self._candidates is None:
@@ -261,7 +264,7 @@ class LoadedBundle:
         """
         import tensorflow as tf
 
-        spec = self._signature(signature)
+        spec = self.signature(signature)
         feeds = {item.name: tf.constant(_checked(item, inputs, spec), dtype=item.dtype) for item in spec.inputs}
         if unknown := sorted(set(inputs) - set(feeds)):
             raise SourceError(f"unknown input {unknown[0]!r}", hint=f"inputs: {', '.join(feeds) or 'none'}", signature=spec.key)
@@ -280,7 +283,12 @@ class LoadedBundle:
         """How often each island ran where since the bundle was first used in this process."""
         return dict(self._runtime.counts)
 
-    def _signature(self, key: str) -> Signature:
+    def signature(self, key: str = "") -> Signature:
+        """The signature of this key; without one, ``serving_default`` or the only one.
+
+        Raises:
+            SourceError: no such signature.
+        """
         known = self.signatures
         if not key:
             key = "serving_default" if "serving_default" in known or len(known) != 1 else next(iter(known))

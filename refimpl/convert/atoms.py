@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from refimpl.artifacts import Op
 from refimpl.convert import lower, onnxgraphs
 from refimpl.convert.lower import OpGraph
+from refimpl.specs import TensorSpec
 
 # Handled by tf2onnx's rewriters, not by its table of ops.
 _REWRITTEN = frozenset(
@@ -24,6 +25,7 @@ _REFUSED_DTYPES = {
     "float64": "float64 is not computed by TensorRT (it would be rounded to float32)",
     "complex64": "complex numbers are not computed by TensorRT",
     "complex128": "complex numbers are not computed by TensorRT",
+    "bfloat16": "bfloat16 values do not cross into engines yet",
     "resource": "it works on a table, an iterator or another resource that lives in TensorFlow",
 }
 
@@ -42,14 +44,18 @@ def refuse_statically(graph: OpGraph, keep_in_tf: Sequence[str], written: frozen
     import tf2onnx.tfonnx
 
     known = set(tf2onnx.tfonnx.handler.tf_op.create_mapping(lower.OPSET, None)) | _REWRITTEN
+    used = {tensor for op in graph.ops.values() for tensor in op.inputs} | set(graph.results)
     refused = {}
     for op in graph.ops.values():
-        if reason := _static_refusal(op, graph, known, keep_in_tf, written):
+        outputs = [spec for spec in op.outputs if spec.name in used]
+        if reason := _static_refusal(op, outputs, graph, known, keep_in_tf, written):
             refused[op.name] = reason
     return _spread_over_groups(graph, refused)
 
 
-def _static_refusal(op: Op, graph: OpGraph, known: set[str], keep_in_tf: Sequence[str], written: frozenset[str]) -> str:
+def _static_refusal(
+    op: Op, outputs: Sequence[TensorSpec], graph: OpGraph, known: set[str], keep_in_tf: Sequence[str], written: frozenset[str]
+) -> str:
     for pattern in keep_in_tf:
         if fnmatch.fnmatchcase(op.type, pattern) or fnmatch.fnmatchcase(op.name, pattern):
             return f"kept in TensorFlow as asked ({pattern})"
@@ -57,9 +63,11 @@ def _static_refusal(op: Op, graph: OpGraph, known: set[str], keep_in_tf: Sequenc
     for spec in reads:
         if spec.name.rsplit(":", 1)[0] in written:
             return "it reads or writes a variable that a signature of this model assigns"
-    for spec in [*reads, *op.outputs]:
+    for spec in [*reads, *outputs]:
         if spec.dtype in _REFUSED_DTYPES:
             return _REFUSED_DTYPES[spec.dtype]
+        if spec.shape is None and spec.dtype != "variant":
+            return f"the rank of {spec.name} is unknown, and engines need a fixed one (export with a fixed rank)"
     if "Random" in op.type or op.type in ("Multinomial", "StatelessMultinomial"):
         return "random numbers are drawn by TensorFlow, so that seeds keep their meaning"
     if op.type not in known and all(node.op not in known for node in graph.lowering.bodies[op.name][-1:]):

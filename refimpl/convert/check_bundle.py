@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
@@ -40,7 +41,7 @@ def prove(folder: Path, source: Source, manifest: Manifest, samples: Mapping[str
             got = loaded.signatures[key](**{name: tf.constant(value) for name, value in sample.values.items()})
             for spec in record.signature.outputs:
                 tolerance = tolerance_for(manifest.precision, spec.dtype)
-                if why := disagreement(want[spec.name], got[spec.name].numpy(), tolerance):
+                if why := disagreement(want[spec.name], _array(got[spec.name].numpy()), tolerance):
                     raise InternalError(f"the finished bundle disagrees with TensorFlow: {key}/{spec.name}: {why}")
     runtime.forget(folder)
     return notes
@@ -67,13 +68,22 @@ def _native(source: Source, key: str, values: Mapping[str, Any]) -> dict[str, An
     definition = source.meta_graph.signature_def[key]
     feeds = {definition.inputs[name].name: value for name, value in values.items()}
     fetches = {name: info.name for name, info in definition.outputs.items()}
-    result: dict[str, Any] = source.session.run(fetches, feeds)
-    return result
+    result = source.session.run(fetches, feeds)
+    return {name: _array(value) for name, value in result.items()}
+
+
+def _array(value: Any) -> Any:
+    """TensorFlow hands out scalar strings as bare bytes."""
+    return np.asarray(value, dtype=object if isinstance(value, bytes) else None)
+
+
+def _dtype(array: Any) -> str:
+    return "string" if array.dtype == object else str(array.dtype.name)
 
 
 def _is_repeatable(source: Source, key: str, values: Mapping[str, Any]) -> bool:
     """Whether TensorFlow gives the same answer twice (random ops and counters do not)."""
     first, second = _native(source, key, values), _native(source, key, values)
-    return all(not disagreement(first[name], second[name], tolerance_for("fp32", str(first[name].dtype))) for name in first)
+    return all(not disagreement(first[name], second[name], tolerance_for("fp32", _dtype(first[name]))) for name in first)
 
 

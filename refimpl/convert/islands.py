@@ -40,6 +40,7 @@ class Island:
     leaving: tuple[str, ...]
     built: tuple[Built, ...]
     finding: Finding
+    precision: str
     notes: tuple[str, ...]
 
 
@@ -93,7 +94,7 @@ class IslandMaker:
             except BuildError as error:
                 reasons = self._blame(ops, error.message, lambda part, kind=kind: self._build_problem(kind, part))  # type: ignore[misc]
                 return Rejection({op: f"{kind} cannot build it: {why}" for op, why in reasons.items()})
-        return Island(ops, tuple(entering), tuple(leaving), tuple(built), finding, tuple(notes))
+        return Island(ops, tuple(entering), tuple(leaving), tuple(built), finding, self._precision(ops), tuple(notes))
 
     def _evidence(self, entering: Sequence[str], leaving: Sequence[str]) -> list[Evidence]:
         if not self._recipe.verify:
@@ -134,7 +135,14 @@ class IslandMaker:
             return Finding(problem=error.message)
         if not self._recipe.verify:
             return UNVERIFIED
-        return verify.judge_engine(engine, evidence, leaving, self._recipe.precision)
+        return verify.judge_engine(
+            engine, evidence, leaving, self._precision(ops), [self._graph.ops[name].type for name in ops]
+        )
+
+    def _precision(self, ops: Sequence[str]) -> str:
+        """The recipe's, unless the model itself computes in float16 here."""
+        half = any(spec.dtype == "float16" for name in ops for spec in self._graph.ops[name].outputs)
+        return "fp16" if half else self._recipe.precision
 
     def _build(self, kind: str, model: Path, entering: Sequence[str], evidence: Sequence[Evidence]) -> Built:
         module = engines.kind(kind)

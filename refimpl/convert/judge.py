@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, Protocol
 
+import onnx
+
 from refimpl.convert import onnxgraphs
 from refimpl.convert.atoms import Atoms
 from refimpl.convert.lower import OpGraph, subgraph_nodes
@@ -34,7 +36,11 @@ class ParserJudge:
 
 
 class TableJudge:
-    """A table of ONNX ops, made from TensorRT's parser by ``tools/make_support_table.py``; a prediction."""
+    """A table of ONNX ops and dtypes, made from TensorRT's parser by ``tools/make_support_table.py``; a prediction.
+
+    It sees op types and dtypes only. The parser also looks at attributes, ranks and at what is constant, so it refuses some
+    nodes that the table lets pass.
+    """
 
     def __init__(self) -> None:
         text = resources.files("refimpl.convert").joinpath("support_table.json").read_text(encoding="utf-8")
@@ -42,16 +48,58 @@ class TableJudge:
         self.name = f"table of ops ({self._table['made_from']}); install refimpl[rtx] for the parser itself"
 
     def refused_nodes(self, model: Any) -> tuple[dict[str, str], bool]:
-        refused = {
-            node.name: f"TensorRT has no {node.op_type} (by table)"
-            for node in _all_nodes(model.graph)
-            if node.op_type not in self._table["ops"]
-        }
+        refused = self._refused(model.graph, {})
         return refused, not refused
 
+    def _refused(self, graph: Any, outer: Mapping[str, str]) -> dict[str, str]:
+        dtypes = {**outer, **_known_dtypes(graph)}
+        return {node.name: reason for node in graph.node if (reason := self._reason(node, dtypes))}
 
-def _all_nodes(graph: Any) -> list[Any]:
-    return [node for node in graph.node]
+    def _reason(self, node: Any, dtypes: Mapping[str, str]) -> str:
+        row = self._table["ops"].get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if row is None:
+            return f"TensorRT has no {node.op_type} (by table)"
+        if not row["taken"]:
+            return f"TensorRT refuses {node.op_type}: {row['says']} (by table)"
+        for parameter, tensor in type_parameters(node, self._table["opset"]):
+            dtype = dtypes.get(tensor, "")
+            if dtype in row["dtypes"].get(parameter, {}).get("refused", ()):
+                return f"TensorRT refuses {node.op_type} of {dtype} (by table)"
+        for attribute in node.attribute:
+            for body in [attribute.g, *attribute.graphs]:
+                for reason in self._refused(body, dtypes).values():
+                    return f"{reason}, inside {node.op_type}"
+        return ""
+
+
+def _known_dtypes(graph: Any) -> dict[str, str]:
+    """The dtype of every tensor of one graph that it is recorded for."""
+    typed = {item.name: item.type.tensor_type.elem_type for item in [*graph.input, *graph.output, *graph.value_info]}
+    typed.update({item.name: item.data_type for item in graph.initializer})
+    return {name: onnx_dtype(kind) for name, kind in typed.items() if kind}
+
+
+def onnx_dtype(kind: int) -> str:
+    """TensorFlow's and NumPy's name of an ONNX element type: ``float32`` for ``TensorProto.FLOAT``."""
+    name = onnx.TensorProto.DataType.Name(kind).lower()  # type: ignore[arg-type]
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+def type_parameters(node: Any, opset: int) -> list[tuple[str, str]]:
+    """Inputs and outputs of a node whose dtype its op leaves open: (type parameter of the op's schema, tensor name).
+
+    Raises:
+        onnx.defs.SchemaError: the op is not in that opset.
+    """
+    schema = onnx.defs.get_schema(node.op_type, opset, "")
+    parameters = {item.type_param_str for item in schema.type_constraints}
+    found = []
+    for formal, names in ((schema.inputs, node.input), (schema.outputs, node.output)):
+        for index, name in enumerate(names):
+            declared = formal[min(index, len(formal) - 1)]  # the last one may stand for many
+            if name and declared.is_homogeneous and declared.type_str in parameters:
+                found.append((declared.type_str, name))
+    return found
 
 
 def pick_judge() -> Judge:

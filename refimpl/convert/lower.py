@@ -154,6 +154,13 @@ def leaving_tensors(graph: OpGraph, inside: set[str]) -> list[str]:
     return [spec.name for name in graph.ops if name in inside for spec in graph.ops[name].outputs if spec.name in wanted]
 
 
+def _cuttable(graph: OpGraph, ops: Sequence[str]) -> list[str]:
+    """Tensors of these ops that an op of another group, or a signature output, reads."""
+    made = {spec.name: graph.ops[name].group for name in ops for spec in graph.ops[name].outputs if spec.dtype not in _UNCUTTABLE}
+    read = {tensor for op in graph.ops.values() for tensor in op.inputs if made.get(tensor) != op.group} | set(graph.results)
+    return [tensor for tensor in made if tensor in read]
+
+
 def _with_constants(graph: OpGraph, ops: Sequence[str]) -> list[str]:
     bodies, constant = graph.lowering.bodies, graph.lowering.constant
     needed: dict[str, None] = {}
@@ -209,7 +216,11 @@ def to_onnx(graph: OpGraph, ops: Sequence[str], *, marked: bool) -> tuple[Any, d
                and node.op == "Placeholder"}
     inputs = [graph.onnx_name(tensor) for tensor in entering] + list(weights)
     outputs = [graph.onnx_name(tensor) for tensor in leaving]
-    if marked:  # tf2onnx renames what it returns; the markers themselves must keep their names
+    if marked:
+        # Every tensor that a cut may fall on is an output, or tf2onnx drops what a rewritten loop no longer reads. It renames
+        # what it returns, so the markers, which must keep their names, get an Identity more.
+        leaving = _cuttable(graph, ops)
+        outputs = [""] * len(leaving)
         for index, tensor in enumerate(leaving):
             dtype = tf.as_dtype(graph.specs[tensor].dtype).as_datatype_enum
             nodes.append(gd.make_node(f"out/{index}", "Identity", [marker(tensor)], T=gd.type_attr(dtype)))
@@ -220,7 +231,11 @@ def to_onnx(graph: OpGraph, ops: Sequence[str], *, marked: bool) -> tuple[Any, d
 
         with tf_graph.as_default():
             onnx_graph = tf2onnx.tfonnx.process_tf_graph(
-                tf_graph, continue_on_error=True, opset=OPSET, input_names=inputs, output_names=outputs
+                tf_graph,
+                continue_on_error=True,
+                opset=OPSET,
+                input_names=inputs,
+                output_names=outputs,
             )
         model = onnx_graph.make_model("island")
     _tidy(model.graph)
@@ -231,13 +246,25 @@ def to_onnx(graph: OpGraph, ops: Sequence[str], *, marked: bool) -> tuple[Any, d
 
 
 def _tidy(graph: Any) -> None:
-    """Repair what tf2onnx leaves to its optimizer: an Identity that still has TensorListFromTensor's second input."""
+    """Repair what tf2onnx leaves to its optimizer, and spell what TensorRT refuses in an equal way that it takes."""
     for node in graph.node:
+        if node.op_type == "Resize":
+            _respell_nearest(node)
+        # An Identity that still has TensorListFromTensor's second input.
         if node.op_type == "Identity" and len(node.input) > 1:
             del node.input[1:]
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _tidy(attribute.g)
+
+
+def _respell_nearest(node: Any) -> None:
+    """floor((i + 0.5) * s) is also (i + 0.5) * s - 0.5 rounded half up; TensorRT has the second spelling only."""
+    modes = {attribute.name: attribute for attribute in node.attribute}
+    if {"coordinate_transformation_mode", "nearest_mode"} <= set(modes):
+        transform, nearest = modes["coordinate_transformation_mode"], modes["nearest_mode"]
+        if (transform.s, nearest.s) == (b"tf_half_pixel_for_nn", b"floor"):
+            transform.s, nearest.s = b"half_pixel", b"round_prefer_ceil"
 
 
 def _without_calls(graph: tf.Graph, inputs: Sequence[str], outputs: Sequence[str]) -> tf.Graph:

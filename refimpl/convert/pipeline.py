@@ -16,12 +16,13 @@ from typing import Any
 from refimpl import __version__, bundle, env, runtime
 from refimpl.bundle import EngineRecord, IslandRecord, LeftOp, Manifest, SignatureRecord
 from refimpl.convert import check_bundle
+from refimpl.convert.install import install
 from refimpl.convert.islands import Island
 from refimpl.convert.judge import pick_judge
 from refimpl.convert.load import Source, read_signature, tree_sha256
 from refimpl.convert.native import NativeGraph
 from refimpl.convert.plan import Plan, Seen, look, make_plan, mutable_state, settle, signature_source
-from refimpl.convert.stitch import Stitched, install, stitch_signature
+from refimpl.convert.stitch import Stitched, stitch_signature
 from refimpl.errors import SourceError, UnsupportedError, stage
 from refimpl.recipe import Recipe
 from refimpl.specs import TensorSpec
@@ -81,7 +82,7 @@ def convert(source_path: Path, target: Path, recipe: Recipe, tell: Tell) -> Mani
             ]
             tell("writing the bundle")
             with clock.time("write"):
-                notes = _write(source, folder, done)
+                notes = _write(source, folder, done, bundle_id)
             manifest = _manifest(source, source_path, recipe, bundle_id, done, notes, clock)
             manifest = bundle.seal(folder, manifest)
             with clock.time("check"):
@@ -91,17 +92,18 @@ def convert(source_path: Path, target: Path, recipe: Recipe, tell: Tell) -> Mani
     return manifest
 
 
-def explain(source_path: Path, recipe: Recipe, tell: Tell) -> list[tuple[str, Plan]]:
-    """The plan of every signature asked for, stopped before anything is built."""
+def explain(source_path: Path, recipe: Recipe, tell: Tell) -> tuple[str, list[Plan]]:
+    """Who judges, and the plan of every signature asked for, stopped before anything is built."""
     tell("loading the SavedModel")
     with Source(source_path, recipe.tags) as source:
         mutable = mutable_state(source)
+        judge = pick_judge()
         plans = []
         for key in source.pick_signatures(recipe.signatures):
             with stage("plan", signature=key):
                 _, graph = signature_source(source, key, mutable)
-                plans.append((key, make_plan(graph, recipe, pick_judge(), mutable, tell)))
-        return plans
+                plans.append(make_plan(graph, recipe, judge, mutable, tell))
+        return judge.name, plans
 
 
 def _convert_signature(
@@ -172,17 +174,22 @@ def _record(plan: Plan, named: Mapping[str, Island], recipe: Recipe) -> tuple[Si
             engines=tuple(built),
             probe=probe,
             finite_only=finding.finite_only,
-            precision=recipe.precision,
+            precision=island.precision,
             verified=f"{finding.compared} samples agree with TensorFlow" if finding.compared else "",
             notes=island.notes,
         ))
     reasons = plan.reasons
     ops = plan.graph.ops
-    left = tuple(LeftOp(name=name, type=ops[name].type, reason=reason) for name, reason in reasons.items())
+    left = tuple(
+        LeftOp(name=name, type=ops[name].type, reason=reason)
+        for name, reason in reasons.items()
+        if ops[name].type not in bundle.IDLE_OPS
+    )
+    total = sum(op.type not in bundle.IDLE_OPS for op in ops.values())
     signature = plan.graph.source.signature
     why = "" if records else "no island could be made; every op stays in TensorFlow"
     return SignatureRecord(
-        signature=signature, converted=bool(records), reason=why, islands=tuple(records), left=left, ops_total=len(ops)
+        signature=signature, converted=bool(records), reason=why, islands=tuple(records), left=left, ops_total=total
     ), files
 
 
@@ -190,7 +197,7 @@ def _specs(plan: Plan, tensors: tuple[str, ...]) -> tuple[TensorSpec, ...]:
     return tuple(plan.graph.specs[tensor] for tensor in tensors)
 
 
-def _write(source: Source, folder: Path, done: list[Converted]) -> tuple[str, ...]:
+def _write(source: Source, folder: Path, done: list[Converted], bundle_id: str) -> tuple[str, ...]:
     for item in source.path.iterdir():
         if item.name in ("saved_model.pb", "saved_model.pbtxt", "fingerprint.pb", bundle.FOLDER):
             continue
@@ -205,7 +212,7 @@ def _write(source: Source, folder: Path, done: list[Converted]) -> tuple[str, ..
     meta_graph = next(meta for meta in proto.meta_graphs if set(meta.meta_info_def.tags) == set(source.tags))
     for item in done:
         if item.stitched is not None:
-            install(meta_graph, item.stitched)
+            install(meta_graph, item.stitched, bundle_id)
         for stored, file in item.files.items():
             shutil.move(file, folder / stored)
     (folder / "saved_model.pb").write_bytes(proto.SerializeToString())
@@ -223,7 +230,7 @@ def _manifest(
         source_name=source_path.absolute().name,
         source_sha256=tree_sha256(source.path),
         tags=source.tags,
-        precision=recipe.precision,
+        precision=_precision(recipe, done),
         judge=pick_judge().name,
         verified=recipe.verify,
         recipe=recipe.to_json(),
@@ -231,6 +238,12 @@ def _manifest(
         timings=dict(clock.seconds),
         notes=notes if recipe.verify else (*notes, "UNVERIFIED: islands were not compared with TensorFlow (--no-verify)"),
     )
+
+
+def _precision(recipe: Recipe, done: list[Converted]) -> str:
+    """What the least precise island computes in: a model that is float16 itself is no FP32 bundle."""
+    found = {island.precision for item in done for island in item.record.islands}
+    return "fp16" if "fp16" in found else recipe.precision
 
 
 def _with(manifest: Manifest, **changes: Any) -> Manifest:

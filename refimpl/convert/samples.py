@@ -67,19 +67,19 @@ def rng_for(*names: object) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32("/".join(map(str, names)).encode()))
 
 
-def with_nonfinite(sample: Sample, rng: np.random.Generator) -> Sample | None:
-    """The sample with a NaN and both infinities put into its float tensors; None when it has none."""
-    values = dict(sample.values)
-    touched = False
-    for name, array in sample.values.items():
-        if array.dtype.kind == "f" and array.size:
-            copy = array.copy()
-            places = rng.choice(copy.size, size=min(3, copy.size), replace=False)
-            for place, bad in zip(places, (np.nan, np.inf, -np.inf), strict=False):
-                copy.reshape(-1)[place] = bad
-            values[name] = copy
-            touched = True
-    return Sample(f"{sample.name}, non-finite", values) if touched else None
+def with_nonfinite(sample: Sample, rng: np.random.Generator) -> list[Sample]:
+    """The sample with some of its float values replaced by NaN, by +infinity, by -infinity, and by all three; [] without floats."""
+    if not any(array.dtype.kind == "f" and array.size for array in sample.values.values()):
+        return []
+    found = []
+    for name, bad in (("NaN", [np.nan]), ("+inf", [np.inf]), ("-inf", [-np.inf]), ("non-finite", [np.nan, np.inf, -np.inf])):
+        values = dict(sample.values)
+        for tensor, array in sample.values.items():
+            if array.dtype.kind == "f" and array.size:
+                places = rng.random(array.shape) < max(0.1, 1.5 / array.size)
+                values[tensor] = np.where(places, rng.choice(bad, array.shape), array).astype(array.dtype)
+        found.append(Sample(f"{sample.name}, {name}", values))
+    return found
 
 
 def guess_shape(spec: TensorSpec, variant: int, fixed: Sequence[int] | None = None) -> tuple[int, ...]:

@@ -13,14 +13,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from refimpl import bundle
 from refimpl.artifacts import Arg
 from refimpl.convert import graphdefs as gd
 from refimpl.convert.islands import Island
 from refimpl.convert.lower import OpGraph
 from refimpl.runtime import TOKEN
 
-ASSET_NODE = "refimpl_bundle_asset"
+ASSET_ARG = "refimpl_bundle"
 _STRING = tf.string.as_datatype_enum
 _BOOL = tf.bool.as_datatype_enum
 
@@ -63,11 +62,11 @@ def stitch_signature(graph: OpGraph, islands: Mapping[str, Island], bundle_id: s
     for node in graph.lowering.order:
         if node.name not in owner and node.op != "Placeholder":
             body.append(_redirect(node, moved, owner))
-    args = [(arg.name, _arg_type(arg)) for arg in source.args] + [(ASSET_NODE, _STRING)]
+    args = [(arg.name, arg_type(arg)) for arg in source.args] + [(ASSET_ARG, _STRING)]
     body, control = _prune(body, {name for name, _ in args}, source.results)
     types = tuple(int(nodes[gd.parse_ref(name).node].attr["T"].type) for name in source.results)
     results = [(f"result{index}", dtype, name) for index, (dtype, name) in enumerate(zip(types, source.results, strict=True))]
-    function = gd.make_function(f"refimpl_{bundle_id}_{_identifier(source.signature.key)}", body, args, results, control)
+    function = gd.make_function(f"refimpl_{bundle_id}_{identifier(source.signature.key)}", body, args, results, control)
     library = {function.signature.name: function for function in source.graph_def.library.function}
     helpers += gd.functions_of([*body, *(node for helper in helpers for node in helper.node_def)], library).values()
     unique = {helper.signature.name: helper for helper in helpers}
@@ -103,7 +102,7 @@ def _branches(graph: OpGraph, name: str, island: Island, nodes: Mapping[str, gd.
     in_types = _types(graph, island.entering)
     out_types = _types(graph, island.leaving)
     args = [(f"entering/{index}", dtype) for index, dtype in enumerate(in_types)]
-    args += [(arg.name, _arg_type(arg)) for arg in captured]
+    args += [(arg.name, arg_type(arg)) for arg in captured]
     args += [(f"engine/{index}", dtype) for index, dtype in enumerate(out_types)]
     results = [(f"result{index}", dtype, tensor) for index, (dtype, tensor) in enumerate(zip(out_types, island.leaving, strict=True))]
     native = gd.make_function(f"{name}_native_segment", body, args, results)
@@ -123,19 +122,21 @@ def _engine_nodes(
     """The engine node, and the conditional that runs the native segment when the engine could not."""
     entering = [moved.get(gd.parse_ref(tensor), tensor) for tensor in island.entering]
     in_types, out_types = _types(graph, island.entering), _types(graph, island.leaving)
-    constants = [_string_const(f"{name}_{what}", text) for what, text in (("name", name), ("bundle", bundle_id))]
+    dtypes = ",".join(graph.specs[tensor].dtype for tensor in island.leaving)  # enough to fall back if the files are gone
+    texts = (("name", name), ("bundle", bundle_id), ("dtypes", dtypes))
+    constants = [string_const(f"{name}_{what}", text) for what, text in texts]
     inside = set(island.ops)
     controls = sorted({f"^{owner.get(op, op)}" for member in island.ops for op in graph.ops[member].controls if op not in inside})
     engine = gd.make_node(
-        name, "PyFunc", [ASSET_NODE, *(node.name for node in constants), *entering, *controls],
-        token=TOKEN, Tin=gd.types_attr([_STRING] * 3 + in_types), Tout=gd.types_attr([_BOOL, *out_types]), **attributes,
+        name, "PyFunc", [ASSET_ARG, *(node.name for node in constants), *entering, *controls],
+        token=TOKEN, Tin=gd.types_attr([_STRING] * 4 + in_types), Tout=gd.types_attr([_BOOL, *out_types]), **attributes,
     )
     outputs = [f"{name}:{index + 1}" for index in range(len(out_types))]
     captured = [arg.name for arg in native.captured]
     branch = gd.make_node(
         f"{name}_value", "If", [f"{name}:0", *entering, *captured, *outputs],
         Tcond=gd.type_attr(_BOOL),
-        Tin=gd.types_attr(in_types + [_arg_type(arg) for arg in native.captured] + out_types),
+        Tin=gd.types_attr(in_types + [arg_type(arg) for arg in native.captured] + out_types),
         Tout=gd.types_attr(out_types),
         then_branch=gd.func_attr(f"{name}_engine_result"),
         else_branch=gd.func_attr(f"{name}_native_segment"),
@@ -145,7 +146,8 @@ def _engine_nodes(
     return [*constants, engine, branch]
 
 
-def _string_const(name: str, text: str) -> gd.NodeDef:
+def string_const(name: str, text: str) -> gd.NodeDef:
+    """A Const node that holds one string."""
     node = gd.make_node(name, "Const", [], dtype=gd.type_attr(_STRING))
     node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(text.encode()))
     return node
@@ -175,117 +177,13 @@ def _types(graph: OpGraph, tensors: Sequence[str]) -> list[int]:
     return [tf.as_dtype(graph.specs[tensor].dtype).as_datatype_enum for tensor in tensors]
 
 
-def _arg_type(arg: Arg) -> int:
+def arg_type(arg: Arg) -> int:
+    """The DataType enum of an argument: a handle, or a value."""
     if arg.kind in ("variable", "resource"):
         return int(tf.resource.as_datatype_enum)
     return int(tf.as_dtype(arg.dtype).as_datatype_enum)
 
 
-def _identifier(text: str) -> str:
+def identifier(text: str) -> str:
+    """``text`` with everything that a node name may not hold replaced."""
     return "".join(char if char.isalnum() else "_" for char in text)
-
-
-def install(meta_graph: Any, stitched: Stitched) -> None:
-    """Put a stitched signature into a MetaGraphDef, in place, where the old one was.
-
-    A TF2 signature is one call of a function: its body becomes a call of the stitched function. A TF1 signature is a set of
-    nodes: its outputs are named anew.
-    """
-    _add_asset(meta_graph)
-    library = meta_graph.graph_def.library
-    known = {function.signature.name for function in library.function}
-    for function in (stitched.function, *stitched.helpers):
-        if function.signature.name not in known:
-            library.function.add().CopyFrom(function)
-    definition = meta_graph.signature_def[stitched.key]
-    caller = _single_caller(meta_graph, definition, stitched)
-    if caller is None:
-        _repoint(meta_graph, definition, stitched)
-        return
-    for node in meta_graph.graph_def.node:
-        if node.op == caller.op and node.attr["f"].func.name == caller.attr["f"].func.name:
-            node.input.append(ASSET_NODE)
-            node.attr["Tin"].list.type.append(_STRING)
-            node.attr.pop("_XlaMustCompile", None)
-    _rewrite_wrapper(meta_graph, caller, definition, stitched)
-
-
-def _single_caller(meta_graph: Any, definition: Any, stitched: Stitched) -> Any:
-    names = {gd.parse_ref(info.name).node for info in definition.outputs.values()}
-    if len(names) != 1:
-        return None
-    library = {function.signature.name for function in meta_graph.graph_def.library.function}
-    for node in meta_graph.graph_def.node:
-        if node.name in names and node.op in ("StatefulPartitionedCall", "PartitionedCall") and node.attr["f"].func.name in library:
-            refs = {gd.parse_ref(text).tensor for text in node.input}
-            return node if all(arg.tensor in refs for arg in stitched.args) else None
-    return None
-
-
-def _call(stitched: Stitched, name: str, inputs: Sequence[str]) -> gd.NodeDef:
-    return gd.make_node(
-        name, "StatefulPartitionedCall", inputs, f=gd.func_attr(stitched.function.signature.name),
-        Tin=gd.types_attr([_arg_type(arg) for arg in stitched.args] + [_STRING]), Tout=gd.types_attr(stitched.result_types),
-    )
-
-
-def _rewrite_wrapper(meta_graph: Any, caller: Any, definition: Any, stitched: Stitched) -> None:
-    wrapper_name = caller.attr["f"].func.name
-    wrapper = next(item for item in meta_graph.graph_def.library.function if item.signature.name == wrapper_name)
-    position = {gd.parse_ref(text).tensor: index for index, text in enumerate(caller.input)}
-    wrapper.signature.input_arg.add(name="refimpl_bundle", type=_STRING)
-    names = [arg.name for arg in wrapper.signature.input_arg]
-    inputs = [names[position[arg.tensor]] for arg in stitched.args] + ["refimpl_bundle"]
-    call = _call(stitched, "refimpl_call", inputs)
-    wrapper.ClearField("node_def")
-    wrapper.node_def.add().CopyFrom(call)
-    wrapper.attr.pop("_XlaMustCompile", None)
-    if "_input_shapes" in wrapper.attr:
-        wrapper.attr["_input_shapes"].list.shape.add()  # a scalar
-    result_of = {gd.parse_ref(definition.outputs[key].name).index: number for number, key in enumerate(stitched.outputs)}
-    for index, out in enumerate(wrapper.signature.output_arg):
-        wrapper.ret[out.name] = f"refimpl_call:output:{result_of[index]}"
-    wrapper.signature.ClearField("control_output")
-    wrapper.ClearField("control_ret")
-    wrapper.signature.control_output.append("refimpl_call")
-    wrapper.control_ret["refimpl_call"] = "refimpl_call"
-    wrapper.signature.is_stateful = True
-    graph = meta_graph.object_graph_def
-    if wrapper_name in graph.concrete_functions:
-        graph.concrete_functions[wrapper_name].bound_inputs.append(_asset_object(meta_graph))
-
-
-def _repoint(meta_graph: Any, definition: Any, stitched: Stitched) -> None:
-    name = f"refimpl_{_identifier(stitched.key)}"
-    inputs = [arg.tensor.removesuffix(":0") for arg in stitched.args] + [ASSET_NODE]
-    meta_graph.graph_def.node.add().CopyFrom(_call(stitched, name, inputs))
-    for index, key in enumerate(stitched.outputs):
-        definition.outputs[key].name = f"{name}:{index}"
-
-
-def _add_asset(meta_graph: Any) -> None:
-    """Give the graph the path of the bundle's pointer file, by the way TensorFlow relocates assets."""
-    if any(node.name == ASSET_NODE for node in meta_graph.graph_def.node):
-        return
-    meta_graph.graph_def.node.add().CopyFrom(_string_const(ASSET_NODE, bundle.ASSET))
-    legacy = meta_graph.collection_def["saved_model_assets"].any_list.value if "saved_model_assets" in meta_graph.collection_def else []
-    if not meta_graph.asset_file_def:  # TF1 kept assets in a collection; a loader reads one place or the other
-        for item in legacy:
-            item.Unpack(meta_graph.asset_file_def.add())
-    asset = meta_graph.asset_file_def.add(filename=bundle.ASSET)
-    asset.tensor_info.name = f"{ASSET_NODE}:0"
-    if legacy:
-        legacy.add().Pack(asset)
-
-
-def _asset_object(meta_graph: Any) -> int:
-    """The node of the object graph that stands for the asset, made at the first call."""
-    graph = meta_graph.object_graph_def
-    index = next(i for i, asset in enumerate(meta_graph.asset_file_def) if asset.filename == bundle.ASSET)
-    for number, node in enumerate(graph.nodes):
-        if node.WhichOneof("kind") == "asset" and node.asset.asset_file_def_index == index:
-            return number
-    node = graph.nodes.add()
-    node.asset.asset_file_def_index = index
-    graph.nodes[0].children.add(node_id=len(graph.nodes) - 1, local_name="refimpl_bundle")
-    return len(graph.nodes) - 1

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from refimpl import gpus
 from refimpl.engines import Array, BuildOptions, Profile
 from refimpl.errors import BuildError, RunError, UnsupportedError
 
@@ -52,6 +53,9 @@ def version() -> str:
 def why_not_here() -> str:
     if _module() is None:
         return "neither tensorrt nor tensorrt_rtx is installed"
+    driver, found = gpus.list_gpus()
+    if not found:
+        return f"no usable NVIDIA GPU ({driver or 'no driver'})"
     try:
         from polygraphy.cuda import DeviceArray
 

@@ -1,0 +1,187 @@
+"""The commands ``convert``, ``explain``, ``inspect`` and ``run``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from refimpl import env
+from refimpl.errors import RecipeError
+from refimpl.recipe import ENGINES, PRECISIONS, PROFILES, Recipe, load_recipe, parse_shape, recipe_with
+
+_PATH = click.Path(path_type=Path)
+
+
+def stdout_console() -> Console:
+    """For data: plain when asked for or when stdout is no terminal, never markup."""
+    return Console(highlight=False, markup=False, no_color=env.prefers_plain_text() or None)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """A reporter of stages on stderr: a spinner on a terminal, a line each elsewhere. Library chatter goes there too."""
+    console = Console(stderr=True, highlight=False, markup=False, no_color=env.prefers_plain_text() or None)
+    with contextlib.redirect_stdout(sys.stderr):
+        if not console.is_terminal:
+            yield lambda line: console.print(line, soft_wrap=True)
+            return
+        with console.status("starting") as status:
+            yield lambda line: status.update(line)
+
+
+def _planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that decide the plan; ``convert`` and ``explain`` share them."""
+    options = [
+        click.option("--signature", "signatures", multiple=True, help="Signature to convert; '*' for all.  [serving_default]"),
+        click.option("--tags", help="Tags of the meta graph, with commas.  [default: serve]"),
+        click.option("--min-segment-size", type=int, help="Smaller islands stay in TensorFlow.  [default: 3]"),
+        click.option("--max-engines", type=int, help="Keep only the N largest islands.  [default: no limit]"),
+        click.option("--keep-in-tf", multiple=True, metavar="OP|NODE", help="Op type or node name (patterns allowed) to leave alone."),
+        click.option("--recipe", "recipe_file", type=_PATH, help="A TOML file of these choices; options given here win."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _recipe(recipe_file: Path | None, **given: Any) -> Recipe:
+    base = load_recipe(recipe_file) if recipe_file else Recipe()
+    if given.get("tags"):
+        given["tags"] = tuple(given["tags"].split(","))
+    given["shapes"] = tuple(parse_shape(text) for text in given.get("shapes") or ())
+    if given.get("engines"):
+        given["engines"] = tuple(dict.fromkeys(("onnxruntime", *given["engines"])))
+    return recipe_with(base, {key: value for key, value in given.items() if value not in (None, ())}, "command line")
+
+
+@click.command()
+@click.argument("saved_model", type=_PATH)
+@click.argument("bundle", type=_PATH)
+@_planning_options
+@click.option("--precision", type=click.Choice(PRECISIONS), help="What the engines compute in.  [default: fp32]")
+@click.option("--engine", "engines", multiple=True, type=click.Choice(ENGINES), help="Engine to store besides the embedded onnxruntime.")
+@click.option("--shape", "shapes", multiple=True, metavar="NAME=1x224x224x3", help="Concrete shape of an input; repeat it to span a range.")
+@click.option("--profile", type=click.Choice(PROFILES), help="How shapes become TensorRT profiles.  [default: range]")
+@click.option("--calibration", metavar="FILE.npz|DIR|MOD:FN", help="Real samples to verify and to profile with.")
+@click.option("--no-verify", is_flag=True, help="Do not compare islands with TensorFlow. The bundle is marked UNVERIFIED.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def convert(
+    saved_model: Path,
+    bundle: Path,
+    no_verify: bool,
+    as_json: bool,
+    recipe_file: Path | None,
+    **options: Any,
+) -> None:
+    """Convert SAVED_MODEL into the new directory BUNDLE, itself a SavedModel: supported parts in engines, the rest in TensorFlow."""
+    import refimpl
+
+    recipe = _recipe(recipe_file, verify=False if no_verify else None, **options)
+    if no_verify:
+        click.echo("warning: --no-verify: nothing proves that the engines give TensorFlow's answers", err=True)
+    with progress() as tell:
+        manifest = refimpl.convert(saved_model, bundle, recipe, tell=tell)
+    _show_manifest(manifest, bundle, as_json=as_json)
+
+
+@click.command()
+@click.argument("saved_model", type=_PATH)
+@_planning_options
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def explain(saved_model: Path, as_json: bool, recipe_file: Path | None, **options: Any) -> None:
+    """Show which ops of SAVED_MODEL would go into engines, and why the others would not. Builds nothing."""
+    import refimpl
+    from refimpl.report.summary import print_plan
+
+    with progress() as tell:
+        plan = refimpl.explain(saved_model, _recipe(recipe_file, **options), tell=tell)
+    if as_json:
+        click.echo(json.dumps({"judge": plan.judge, "signatures": [item.to_json() for item in plan.signatures]}, indent=2))
+    else:
+        print_plan(stdout_console(), plan.signatures, plan.judge)
+
+
+@click.command()
+@click.argument("bundle", type=_PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show what is in BUNDLE, every file's checksum compared first."""
+    from refimpl import bundle as bundles
+
+    _show_manifest(bundles.read(bundle), bundle, as_json=as_json)
+
+
+def _show_manifest(manifest: Any, folder: Path, *, as_json: bool) -> None:
+    from refimpl.report.summary import print_manifest
+
+    if as_json:
+        click.echo(json.dumps(manifest.to_json(), indent=2))
+        return
+    sizes = {name: (folder / name).stat().st_size for name in manifest.files}
+    print_manifest(stdout_console(), manifest, sizes)
+
+
+@click.command()
+@click.argument("bundle", type=_PATH)
+@click.option("--inputs", metavar="FILE.npz|random", required=True, help="Arrays by input name, or 'random' to make some up.")
+@click.option("--output", type=_PATH, help="Write the outputs to this new .npz file.")
+@click.option("--signature", default="", help="Signature to run.  [serving_default]")
+@click.option("--engine", "engines", multiple=True, help="Engines that may run, in order of preference.  [all]")
+@click.option("--shape", "shapes", multiple=True, metavar="NAME=1x224x224x3", help="Shapes for --inputs random.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary of the outputs as JSON.")
+def run(
+    bundle: Path, inputs: str, output: Path | None, signature: str, engines: tuple[str, ...], shapes: tuple[str, ...], as_json: bool
+) -> None:
+    """Run BUNDLE once and say what each island ran on."""
+    import numpy as np
+
+    import refimpl
+    from refimpl.report.outputs import describe_run, print_run
+
+    if output is not None and output.exists():
+        raise RecipeError(f"{output} exists already", hint="choose another name; nothing is ever overwritten")
+    env.require_tensorflow()
+    with contextlib.redirect_stdout(sys.stderr):
+        loaded = refimpl.load(bundle, engines=engines or None)
+        spec = loaded.signature(signature)
+        values = _random(spec, dict(map(parse_shape, shapes))) if inputs == "random" else _read_npz(Path(inputs))
+        result = loaded.run(values, spec.key)
+    if output is not None:
+        if any(array.dtype == object for array in result.outputs.values()):
+            raise RecipeError("string outputs cannot be written to .npz", hint="leave --output away and use --json")
+        np.savez(output, **result.outputs)
+    if as_json:
+        click.echo(json.dumps(describe_run(result), indent=2))
+    else:
+        print_run(stdout_console(), result)
+
+
+def _read_npz(file: Path) -> dict[str, Any]:
+    import numpy as np
+
+    try:
+        with np.load(file, allow_pickle=False) as data:
+            return {name: data[name] for name in data.files}
+    except (OSError, ValueError, EOFError, AttributeError) as error:
+        raise RecipeError(f"{file} cannot be read as .npz: {error}", hint="write it with numpy.savez, one array per input") from None
+
+
+def _random(spec: Any, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    values = {}
+    for item in spec.inputs:
+        shape = shapes.get(item.name) or tuple(1 if size is None else size for size in item.shape or ())
+        dtype = item.numpy_dtype()
+        if dtype == object:
+            raise RecipeError(f"input {item.name!r} takes strings", hint="give real ones: --inputs FILE.npz")
+        values[item.name] = rng.random(shape).astype(dtype) if dtype.kind == "f" else np.ones(shape, dtype)
+    return values

@@ -15,7 +15,7 @@ from refimpl.report.summary import PlanSummary
 
 if TYPE_CHECKING:
     from refimpl.bundle import Manifest
-    from refimpl.convert.plan import Plan
+    from refimpl.converter.plan import Plan
 
 StrPath = str | os.PathLike[str]
 
@@ -53,7 +53,7 @@ def convert(
         UnsupportedError: TensorFlow, or an engine that was asked for, is not installed.
     """
     env.require_tensorflow()
-    from refimpl.convert import pipeline
+    from refimpl.converter import pipeline
 
     return pipeline.convert(Path(saved_model), Path(bundle), recipe or Recipe(), tell or _silent)
 
@@ -76,7 +76,7 @@ def explain(
         UnsupportedError: TensorFlow is not installed.
     """
     env.require_tensorflow()
-    from refimpl.convert import pipeline
+    from refimpl.converter import pipeline
 
     judge, plans = pipeline.explain(Path(saved_model), recipe or Recipe(), tell or _silent)
     return Explanation(judge, tuple(map(_summary, plans)))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from refimpl.artifacts import Op
-from refimpl.convert import lower, onnxgraphs
-from refimpl.convert.lower import OpGraph
+from refimpl.converter import lower, onnxgraphs
+from refimpl.converter.lower import OpGraph
 from refimpl.specs import TensorSpec
 
 # Handled by tf2onnx's rewriters, not by its table of ops.

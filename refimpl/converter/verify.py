@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from refimpl.artifacts import Array
-from refimpl.convert import samples as sampling
-from refimpl.convert.lower import OpGraph
-from refimpl.convert.native import NativeGraph
-from refimpl.convert.samples import Sample
+from refimpl.converter import samples as sampling
+from refimpl.converter.lower import OpGraph
+from refimpl.converter.native import NativeGraph
+from refimpl.converter.samples import Sample
 from refimpl.engines import OpenEngine
 from refimpl.errors import RunError
 from refimpl.numerics import disagreement

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from refimpl.artifacts import Array, SignatureGraph
-from refimpl.convert import samples as sampling
-from refimpl.convert import verify
-from refimpl.convert.atoms import Atoms, lower_atoms, refuse_statically
-from refimpl.convert.constants import assigned_variables, lowering_graph
-from refimpl.convert.islands import Island, IslandMaker, Rejection
-from refimpl.convert.judge import Judge, refused_ops
-from refimpl.convert.load import Source, signature_graph
-from refimpl.convert.lower import OpGraph, leaving_tensors, op_graph
-from refimpl.convert.native import NativeGraph
-from refimpl.convert.partition import partition
-from refimpl.convert.samples import Sample
+from refimpl.converter import samples as sampling
+from refimpl.converter import verify
+from refimpl.converter.atoms import Atoms, lower_atoms, refuse_statically
+from refimpl.converter.constants import assigned_variables, lowering_graph
+from refimpl.converter.islands import Island, IslandMaker, Rejection
+from refimpl.converter.judge import Judge, refused_ops
+from refimpl.converter.load import Source, signature_graph
+from refimpl.converter.lower import OpGraph, leaving_tensors, op_graph
+from refimpl.converter.native import NativeGraph
+from refimpl.converter.partition import partition
+from refimpl.converter.samples import Sample
 from refimpl.errors import RunError
 from refimpl.recipe import Recipe
 

@@ -14,9 +14,9 @@ from typing import Any
 import tensorflow as tf
 
 from refimpl.artifacts import Arg
-from refimpl.convert import graphdefs as gd
-from refimpl.convert.islands import Island
-from refimpl.convert.lower import OpGraph
+from refimpl.converter import graphdefs as gd
+from refimpl.converter.islands import Island
+from refimpl.converter.lower import OpGraph
 from refimpl.runtime import TOKEN
 
 ASSET_ARG = "refimpl_bundle"

@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from refimpl.artifacts import Arg, Array, SignatureGraph
-from refimpl.convert import graphdefs as gd
-from refimpl.convert.rewrites import rewrite_op
+from refimpl.converter import graphdefs as gd
+from refimpl.converter.rewrites import rewrite_op
 from refimpl.specs import Shape
 
 HOLLOW_ELEMENTS = 1024  # smaller constants may be shapes, axes or scales that lowering must see

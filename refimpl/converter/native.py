@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from refimpl.artifacts import Array, SignatureGraph
-from refimpl.convert.load import Source
+from refimpl.converter.load import Source
 from refimpl.errors import RunError
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from refimpl.convert import graphdefs as gd
+from refimpl.converter import graphdefs as gd
 
 
 def rewrite_op(node: gd.NodeDef) -> list[gd.NodeDef]:

@@ -19,7 +19,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from refimpl import tf_private
 from refimpl.artifacts import Arg, SignatureGraph
-from refimpl.convert import graphdefs as gd
+from refimpl.converter import graphdefs as gd
 from refimpl.errors import SourceError
 from refimpl.specs import Signature, TensorSpec
 

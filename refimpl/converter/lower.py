@@ -17,8 +17,8 @@ import tensorflow as tf
 
 from refimpl import tf_private
 from refimpl.artifacts import Array, Op, SignatureGraph
-from refimpl.convert import graphdefs as gd
-from refimpl.convert.constants import WEIGHT, LoweringGraph
+from refimpl.converter import graphdefs as gd
+from refimpl.converter.constants import WEIGHT, LoweringGraph
 from refimpl.errors import InternalError
 from refimpl.specs import TensorSpec
 

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import onnx
 
-from refimpl.convert import onnxgraphs
-from refimpl.convert.atoms import Atoms
-from refimpl.convert.lower import OpGraph, subgraph_nodes
+from refimpl.converter import onnxgraphs
+from refimpl.converter.atoms import Atoms
+from refimpl.converter.lower import OpGraph, subgraph_nodes
 from refimpl.engines import tensorrt
 
 
@@ -43,7 +43,7 @@ class TableJudge:
     """
 
     def __init__(self) -> None:
-        text = resources.files("refimpl.convert").joinpath("support_table.json").read_text(encoding="utf-8")
+        text = resources.files("refimpl.converter").joinpath("support_table.json").read_text(encoding="utf-8")
         self._table = json.loads(text)
         self.name = f"table of ops ({self._table['made_from']}); install refimpl[rtx] for the parser itself"
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from refimpl import engines
 from refimpl.artifacts import Array
-from refimpl.convert import lower, verify
-from refimpl.convert.lower import OpGraph
-from refimpl.convert.native import NativeGraph
-from refimpl.convert.profiles import profiles_for
-from refimpl.convert.verify import Evidence, Finding
+from refimpl.converter import lower, verify
+from refimpl.converter.lower import OpGraph
+from refimpl.converter.native import NativeGraph
+from refimpl.converter.profiles import profiles_for
+from refimpl.converter.verify import Evidence, Finding
 from refimpl.engines import BuildOptions, Profile, onnxruntime
 from refimpl.errors import BuildError, RefimplError
 from refimpl.recipe import Recipe

@@ -15,14 +15,14 @@ from typing import Any
 
 from refimpl import __version__, bundle, env, runtime
 from refimpl.bundle import EngineRecord, IslandRecord, LeftOp, Manifest, SignatureRecord
-from refimpl.convert import check_bundle
-from refimpl.convert.install import install
-from refimpl.convert.islands import Island
-from refimpl.convert.judge import pick_judge
-from refimpl.convert.load import Source, read_signature, tree_sha256
-from refimpl.convert.native import NativeGraph
-from refimpl.convert.plan import Plan, Seen, look, make_plan, mutable_state, settle, signature_source
-from refimpl.convert.stitch import Stitched, stitch_signature
+from refimpl.converter import check_bundle
+from refimpl.converter.install import install
+from refimpl.converter.islands import Island
+from refimpl.converter.judge import pick_judge
+from refimpl.converter.load import Source, read_signature, tree_sha256
+from refimpl.converter.native import NativeGraph
+from refimpl.converter.plan import Plan, Seen, look, make_plan, mutable_state, settle, signature_source
+from refimpl.converter.stitch import Stitched, stitch_signature
 from refimpl.errors import SourceError, UnsupportedError, stage
 from refimpl.recipe import Recipe
 from refimpl.specs import TensorSpec

@@ -13,8 +13,8 @@ from typing import Any
 import tensorflow as tf
 
 from refimpl import bundle
-from refimpl.convert import graphdefs as gd
-from refimpl.convert.stitch import Stitched, arg_type, identifier, string_const
+from refimpl.converter import graphdefs as gd
+from refimpl.converter.stitch import Stitched, arg_type, identifier, string_const
 
 _ASSET = "refimpl_bundle_asset"
 _PATH = "refimpl_bundle_path"

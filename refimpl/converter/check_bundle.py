@@ -12,8 +12,8 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from refimpl import runtime
 from refimpl.bundle import Manifest
-from refimpl.convert.load import Source
-from refimpl.convert.plan import Seen
+from refimpl.converter.load import Source
+from refimpl.converter.plan import Seen
 from refimpl.errors import InternalError
 from refimpl.numerics import disagreement
 from refimpl.tolerance import tolerance_for

@@ -1,8 +1,8 @@
-"""refimpl runs the parts of a TensorFlow SavedModel that TensorRT supports in engines, the rest in TensorFlow, and proves
-that the answers stay TensorFlow's.
+"""refimpl runs the parts of a TensorFlow SavedModel that TensorRT supports in engines, the rest in TensorFlow, and
+proves that the answers stay TensorFlow's.
 
-``import refimpl`` is light: nothing heavy is imported until it is used, and it is all that ``tf.saved_model.load`` needs to
-load a bundle.
+``import refimpl`` is light: nothing heavy is imported until it is used, and it is all that ``tf.saved_model.load``
+needs to load a bundle.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from refimpl import hook
 
 if TYPE_CHECKING:
-    from refimpl.api import convert as convert, explain as explain
+    from refimpl.api import convert as convert
+    from refimpl.api import explain as explain
     from refimpl.recipe import Recipe as Recipe
     from refimpl.runtime import load as load
 

@@ -87,7 +87,10 @@ def _summary(plan: Plan) -> PlanSummary:
     return PlanSummary(
         signature=plan.graph.source.signature,
         islands=tuple(tuple((name, ops[name].type) for name in island) for island in plan.islands),
-        left=tuple(LeftOp(name=name, type=ops[name].type, reason=reason) for name, reason in plan.reasons.items()
-                   if ops[name].type not in IDLE_OPS),
+        left=tuple(
+            LeftOp(name=name, type=ops[name].type, reason=reason)
+            for name, reason in plan.reasons.items()
+            if ops[name].type not in IDLE_OPS
+        ),
         ops_total=sum(op.type not in IDLE_OPS for op in ops.values()),
     )

@@ -5,7 +5,6 @@ Protobuf and ONNX objects ride along as ``Any``; a stage that receives one treat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 

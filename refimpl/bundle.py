@@ -1,4 +1,5 @@
-"""The bundle's format on disk: the manifest, checksums, versions, atomic writes. ``docs/bundle-format.md`` describes it.
+"""The bundle's format on disk: the manifest, checksums, versions, atomic writes. ``docs/bundle-format.md`` describes
+it.
 
 A bundle is a SavedModel directory with a folder ``refimpl/`` beside ``variables/`` and ``assets/``.
 """
@@ -192,7 +193,9 @@ def read(path: Path, *, check_files: bool = True) -> Manifest:
         raise BundleError(f"no such bundle: {path}", hint="make one with refimpl convert SAVED_MODEL BUNDLE")
     if not (path / POINTER).is_file():
         kind = "a SavedModel that was not converted" if (path / "saved_model.pb").exists() else "no SavedModel either"
-        raise BundleError(f"{path} is not a refimpl bundle ({kind})", hint="make one with refimpl convert SAVED_MODEL BUNDLE")
+        raise BundleError(
+            f"{path} is not a refimpl bundle ({kind})", hint="make one with refimpl convert SAVED_MODEL BUNDLE"
+        )
     manifest = _read_manifest(path)
     if check_files:
         for name in manifest.files:
@@ -215,9 +218,13 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         text = (path / MANIFEST).read_bytes()
     except OSError as error:
-        raise BundleError(f"{path / MANIFEST} cannot be read: {error.strerror}", hint="convert the model again") from None
+        raise BundleError(
+            f"{path / MANIFEST} cannot be read: {error.strerror}", hint="convert the model again"
+        ) from None
     if hashlib.sha256(text).hexdigest() != digest:
-        raise BundleError(f"{path / MANIFEST} does not have the checksum that it was written with", hint="convert the model again")
+        raise BundleError(
+            f"{path / MANIFEST} does not have the checksum that it was written with", hint="convert the model again"
+        )
     try:
         return Manifest.from_json(json.loads(text))
     except (ValueError, KeyError, TypeError) as error:
@@ -236,7 +243,9 @@ def check_file(path: Path, manifest: Manifest, name: str) -> Path:
     try:
         digest = file_sha256(file)
     except OSError as error:
-        raise BundleError(f"{file} cannot be read: {error.strerror}", hint="the bundle is incomplete; copy or convert it again") from None
+        raise BundleError(
+            f"{file} cannot be read: {error.strerror}", hint="the bundle is incomplete; copy or convert it again"
+        ) from None
     if digest != manifest.files[name]:
         raise BundleError(
             f"{file} was changed after the bundle was written (checksum mismatch)",
@@ -254,7 +263,9 @@ def file_sha256(file: Path) -> str:
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:
-    """Write the manifest, with the checksum of every file in ``folder``, and the pointer that TensorFlow finds it by."""
+    """Write the manifest, with the checksum of every file in ``folder``, and the pointer that TensorFlow finds it
+    by.
+    """
     for name in (POINTER, MANIFEST):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).unlink(missing_ok=True)
@@ -279,7 +290,9 @@ def check_target(target: Path) -> None:
         RecipeError: with what to do.
     """
     if target.exists() or target.is_symlink():
-        raise RecipeError(f"{target} exists already", hint="choose another name, or remove it first; nothing is ever overwritten")
+        raise RecipeError(
+            f"{target} exists already", hint="choose another name, or remove it first; nothing is ever overwritten"
+        )
     parent = target.absolute().parent
     if not parent.is_dir():
         raise RecipeError(f"{parent} is not a directory", hint="create the folder that the bundle is to lie in first")

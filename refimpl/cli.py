@@ -21,7 +21,9 @@ from refimpl.errors import RefimplError
 @click.option("-v", "--verbose", is_flag=True, help="Say what the runtime picks, and more.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 def group(*, verbose: bool, quiet: bool) -> None:
-    """Run the parts of a TensorFlow SavedModel that TensorRT supports in engines, and prove the answers stay TensorFlow's."""
+    """Run the parts of a TensorFlow SavedModel that TensorRT supports in engines, and prove the answers stay
+    TensorFlow's.
+    """
     level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))

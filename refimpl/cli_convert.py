@@ -26,25 +26,36 @@ def stdout_console() -> Console:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """A reporter of stages on stderr: a spinner on a terminal, a line each elsewhere. Library chatter goes there too."""
+    """A reporter of stages on stderr: a spinner on a terminal, a line each elsewhere. Library chatter goes there
+    too.
+    """
     console = Console(stderr=True, highlight=False, markup=False, no_color=env.prefers_plain_text() or None)
     with contextlib.redirect_stdout(sys.stderr):
         if not console.is_terminal:
             yield lambda line: console.print(line, soft_wrap=True)
             return
         with console.status("starting") as status:
-            yield lambda line: status.update(line)
+            yield status.update
 
 
 def _planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that decide the plan; ``convert`` and ``explain`` share them."""
     options = [
-        click.option("--signature", "signatures", multiple=True, help="Signature to convert; '*' for all.  [serving_default]"),
+        click.option(
+            "--signature", "signatures", multiple=True, help="Signature to convert; '*' for all.  [serving_default]"
+        ),
         click.option("--tags", help="Tags of the meta graph, with commas.  [default: serve]"),
         click.option("--min-segment-size", type=int, help="Smaller islands stay in TensorFlow.  [default: 3]"),
         click.option("--max-engines", type=int, help="Keep only the N largest islands.  [default: no limit]"),
-        click.option("--keep-in-tf", multiple=True, metavar="OP|NODE", help="Op type or node name (patterns allowed) to leave alone."),
-        click.option("--recipe", "recipe_file", type=_PATH, help="A TOML file of these choices; options given here win."),
+        click.option(
+            "--keep-in-tf",
+            multiple=True,
+            metavar="OP|NODE",
+            help="Op type or node name (patterns allowed) to leave alone.",
+        ),
+        click.option(
+            "--recipe", "recipe_file", type=_PATH, help="A TOML file of these choices; options given here win."
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -66,11 +77,25 @@ def _recipe(recipe_file: Path | None, **given: Any) -> Recipe:
 @click.argument("bundle", type=_PATH)
 @_planning_options
 @click.option("--precision", type=click.Choice(PRECISIONS), help="What the engines compute in.  [default: fp32]")
-@click.option("--engine", "engines", multiple=True, type=click.Choice(ENGINES), help="Engine to store besides the embedded onnxruntime.")
-@click.option("--shape", "shapes", multiple=True, metavar="NAME=1x224x224x3", help="Concrete shape of an input; repeat it to span a range.")
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    type=click.Choice(ENGINES),
+    help="Engine to store besides the embedded onnxruntime.",
+)
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME=1x224x224x3",
+    help="Concrete shape of an input; repeat it to span a range.",
+)
 @click.option("--profile", type=click.Choice(PROFILES), help="How shapes become TensorRT profiles.  [default: range]")
 @click.option("--calibration", metavar="FILE.npz|DIR|MOD:FN", help="Real samples to verify and to profile with.")
-@click.option("--no-verify", is_flag=True, help="Do not compare islands with TensorFlow. The bundle is marked UNVERIFIED.")
+@click.option(
+    "--no-verify", is_flag=True, help="Do not compare islands with TensorFlow. The bundle is marked UNVERIFIED."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def convert(
     saved_model: Path,
@@ -80,7 +105,9 @@ def convert(
     recipe_file: Path | None,
     **options: Any,
 ) -> None:
-    """Convert SAVED_MODEL into the new directory BUNDLE, itself a SavedModel: supported parts in engines, the rest in TensorFlow."""
+    """Convert SAVED_MODEL into the new directory BUNDLE, itself a SavedModel: supported parts in engines, the rest in
+    TensorFlow.
+    """
     import refimpl
 
     recipe = _recipe(recipe_file, verify=False if no_verify else None, **options)
@@ -103,7 +130,9 @@ def explain(saved_model: Path, as_json: bool, recipe_file: Path | None, **option
     with progress() as tell:
         plan = refimpl.explain(saved_model, _recipe(recipe_file, **options), tell=tell)
     if as_json:
-        click.echo(json.dumps({"judge": plan.judge, "signatures": [item.to_json() for item in plan.signatures]}, indent=2))
+        click.echo(
+            json.dumps({"judge": plan.judge, "signatures": [item.to_json() for item in plan.signatures]}, indent=2)
+        )
     else:
         print_plan(stdout_console(), plan.signatures, plan.judge)
 
@@ -130,14 +159,22 @@ def _show_manifest(manifest: Any, folder: Path, *, as_json: bool) -> None:
 
 @click.command()
 @click.argument("bundle", type=_PATH)
-@click.option("--inputs", metavar="FILE.npz|random", required=True, help="Arrays by input name, or 'random' to make some up.")
+@click.option(
+    "--inputs", metavar="FILE.npz|random", required=True, help="Arrays by input name, or 'random' to make some up."
+)
 @click.option("--output", type=_PATH, help="Write the outputs to this new .npz file.")
 @click.option("--signature", default="", help="Signature to run.  [serving_default]")
 @click.option("--engine", "engines", multiple=True, help="Engines that may run, in order of preference.  [all]")
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=1x224x224x3", help="Shapes for --inputs random.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary of the outputs as JSON.")
 def run(
-    bundle: Path, inputs: str, output: Path | None, signature: str, engines: tuple[str, ...], shapes: tuple[str, ...], as_json: bool
+    bundle: Path,
+    inputs: str,
+    output: Path | None,
+    signature: str,
+    engines: tuple[str, ...],
+    shapes: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Run BUNDLE once and say what each island ran on."""
     import numpy as np
@@ -156,7 +193,7 @@ def run(
     if output is not None:
         if any(array.dtype == object for array in result.outputs.values()):
             raise RecipeError("string outputs cannot be written to .npz", hint="leave --output away and use --json")
-        np.savez(output, **result.outputs)
+        np.savez(output, **result.outputs)  # type: ignore[arg-type]
     if as_json:
         click.echo(json.dumps(describe_run(result), indent=2))
     else:
@@ -170,7 +207,9 @@ def _read_npz(file: Path) -> dict[str, Any]:
         with np.load(file, allow_pickle=False) as data:
             return {name: data[name] for name in data.files}
     except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise RecipeError(f"{file} cannot be read as .npz: {error}", hint="write it with numpy.savez, one array per input") from None
+        raise RecipeError(
+            f"{file} cannot be read as .npz: {error}", hint="write it with numpy.savez, one array per input"
+        ) from None
 
 
 def _random(spec: Any, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -181,7 +220,7 @@ def _random(spec: Any, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     for item in spec.inputs:
         shape = shapes.get(item.name) or tuple(1 if size is None else size for size in item.shape or ())
         dtype = item.numpy_dtype()
-        if dtype == object:
+        if item.dtype == "string":
             raise RecipeError(f"input {item.name!r} takes strings", hint="give real ones: --inputs FILE.npz")
         values[item.name] = rng.random(shape).astype(dtype) if dtype.kind == "f" else np.ones(shape, dtype)
     return values

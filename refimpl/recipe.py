@@ -97,7 +97,7 @@ def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
         raise RecipeError(f"shape {text!r} is not of the form NAME=1x224x224x3") from None
 
 
-def load_recipe(path: Path, base: Recipe = Recipe()) -> Recipe:  # noqa: B008  (frozen, so sharing it is safe)
+def load_recipe(path: Path, base: Recipe = Recipe()) -> Recipe:
     """Read a recipe from a TOML file whose keys are the fields of :class:`Recipe`.
 
     Raises:
@@ -118,7 +118,8 @@ def recipe_with(base: Recipe, data: Mapping[str, Any], source: str) -> Recipe:
     """``base`` with the fields in ``data`` replaced; ``source`` names where they came from in errors."""
     known = {item.name: item for item in fields(Recipe)}
     changes: dict[str, Any] = {}
-    for key, value in data.items():
+    for key, given in data.items():
+        value = given
         if key not in known:
             raise RecipeError(f"{source}: unknown key {key!r}", hint=f"known keys: {', '.join(known)}")
         default = getattr(base, key)

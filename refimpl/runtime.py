@@ -1,6 +1,7 @@
 """Run a bundle: the function behind every engine node, and :func:`load` for people who want names, traces and checks.
 
-``import refimpl`` registers :func:`call_engine` with TensorFlow; from then on ``tf.saved_model.load`` on a bundle is enough.
+``import refimpl`` registers :func:`call_engine` with TensorFlow; from then on ``tf.saved_model.load`` on a bundle is
+enough.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class IslandRun:
     reason: str  # why native; "" otherwise
 
 
-def call_engine(asset: bytes, island: bytes, bundle_id: bytes, dtypes: bytes, *inputs: Array) -> list[Array]:
+def call_engine(asset: bytes, island: bytes, bundle_id: bytes, dtypes: bytes, *inputs: Array) -> list[Any]:
     """What an engine node calls.
 
     Args:
@@ -59,7 +60,10 @@ def call_engine(asset: bytes, island: bytes, bundle_id: bytes, dtypes: bytes, *i
     """
     outputs = _runtime(asset.decode(), bundle_id.decode()).island(island.decode()).call(inputs)
     if outputs is None:
-        return [np.False_, *(np.zeros((0,), TensorSpec("", name, ()).numpy_dtype()) for name in dtypes.decode().split(","))]
+        return [
+            np.False_,
+            *(np.zeros((0,), TensorSpec("", name, ()).numpy_dtype()) for name in dtypes.decode().split(",")),
+        ]
     return [np.True_, *outputs]
 
 
@@ -144,15 +148,27 @@ class IslandRuntime:
             if record.finite_only and any(map(has_nonfinite, outputs)):
                 return self._native(NOT_FINITE)
             if reasons:
-                _warn_once(f"{self._owner.path}/{self._name}/{reasons}", "refimpl: island %s: %s; %s runs instead", self._name, reasons[0], kind)
+                _warn_once(
+                    f"{self._owner.path}/{self._name}/{reasons}",
+                    "refimpl: island %s: %s; %s runs instead",
+                    self._name,
+                    reasons[0],
+                    kind,
+                )
             self._owner.count(IslandRun(self._name, kind, ""))
             return outputs
         return self._native("; ".join(reasons or self._problems) or "the bundle stores no engine for it")
 
-    def _native(self, reason: str) -> None:
+    def _native(self, reason: str) -> list[Array] | None:
         self._owner.count(IslandRun(self._name, NATIVE, reason))
         if reason not in (EMPTY, NOT_FINITE):
-            _warn_once(f"{self._owner.path}/{self._name}/{reason}", "refimpl: TensorFlow runs island %s: %s", self._name, reason)
+            _warn_once(
+                f"{self._owner.path}/{self._name}/{reason}",
+                "refimpl: TensorFlow runs island %s: %s",
+                self._name,
+                reason,
+            )
+        return None
 
     def _open(self, record: IslandRecord) -> list[tuple[str, engines.OpenEngine]]:
         if self._candidates is None:
@@ -160,7 +176,9 @@ class IslandRuntime:
                 if self._candidates is None:
                     self._candidates = list(self._opened(record))
                     picked = ", ".join(kind for kind, _ in self._candidates) or NATIVE
-                    _log.info("island %s runs on %s%s", record.name, picked, "".join(f"; {item}" for item in self._problems))
+                    _log.info(
+                        "island %s runs on %s%s", record.name, picked, "".join(f"; {item}" for item in self._problems)
+                    )
         return self._candidates
 
     def _opened(self, record: IslandRecord) -> list[tuple[str, engines.OpenEngine]]:
@@ -179,14 +197,14 @@ class IslandRuntime:
                 assert self._owner.manifest is not None
                 file = bundle.check_file(self._owner.path, self._owner.manifest, stored[kind].file)
                 engine = module.open(file)
-                self._prove(record, kind, engine)
+                self._prove(record, engine)
             except RefimplError as error:
                 self._problems.append(f"{kind}: {error.message}")
                 continue
             opened.append((kind, engine))
         return opened
 
-    def _prove(self, record: IslandRecord, kind: str, engine: engines.OpenEngine) -> None:
+    def _prove(self, record: IslandRecord, engine: engines.OpenEngine) -> None:
         """Run the stored probe on the real device; an engine that disagrees with TensorFlow is never used.
 
         Raises:
@@ -203,7 +221,9 @@ class IslandRuntime:
 
 def write_probe(file: Path, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
     """Store inputs of an island and the outputs that TensorFlow gives for them."""
-    arrays = {f"input_{i}": array for i, array in enumerate(inputs)} | {f"output_{i}": array for i, array in enumerate(outputs)}
+    arrays = {f"input_{i}": array for i, array in enumerate(inputs)} | {
+        f"output_{i}": array for i, array in enumerate(outputs)
+    }
     np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
@@ -267,9 +287,12 @@ class LoadedBundle:
         spec = self.signature(signature)
         feeds = {item.name: tf.constant(_checked(item, inputs, spec), dtype=item.dtype) for item in spec.inputs}
         if unknown := sorted(set(inputs) - set(feeds)):
-            raise SourceError(f"unknown input {unknown[0]!r}", hint=f"inputs: {', '.join(feeds) or 'none'}", signature=spec.key)
+            raise SourceError(
+                f"unknown input {unknown[0]!r}", hint=f"inputs: {', '.join(feeds) or 'none'}", signature=spec.key
+            )
         with self._lock:
-            self._runtime.trace = trace = []
+            trace: list[IslandRun] = []
+            self._runtime.trace = trace
             try:
                 raw = self.model.signatures[spec.key](**feeds)
             except tf.errors.OpError as error:
@@ -293,7 +316,9 @@ class LoadedBundle:
         if not key:
             key = "serving_default" if "serving_default" in known or len(known) != 1 else next(iter(known))
         if key not in known:
-            raise SourceError(f"no signature {key!r} in {self.path}", hint=f"this bundle has: {', '.join(known) or 'none'}")
+            raise SourceError(
+                f"no signature {key!r} in {self.path}", hint=f"this bundle has: {', '.join(known) or 'none'}"
+            )
         return known[key]
 
 
@@ -303,13 +328,17 @@ def _checked(spec: Any, inputs: Mapping[str, Any], signature: Signature) -> Arra
         raise SourceError(f"input {spec.name!r} is missing", hint=hint, signature=signature.key)
     array = np.asarray(inputs[spec.name])
     want = spec.numpy_dtype()
-    if want == object:
+    if spec.dtype == "string":
         array = array.astype(object)
     elif array.dtype != want:
-        raise SourceError(f"input {spec.name!r} is {array.dtype}", hint=f"expected {spec.describe()}", signature=signature.key)
+        raise SourceError(
+            f"input {spec.name!r} is {array.dtype}", hint=f"expected {spec.describe()}", signature=signature.key
+        )
     if not spec.accepts(array.shape):
         raise SourceError(
-            f"input {spec.name!r} has shape {list(array.shape)}", hint=f"expected {spec.describe()}", signature=signature.key
+            f"input {spec.name!r} has shape {list(array.shape)}",
+            hint=f"expected {spec.describe()}",
+            signature=signature.key,
         )
     return array
 
@@ -319,7 +348,8 @@ def load(path: str | os.PathLike[str], *, engines: Sequence[str] | None = None) 
 
     Args:
         path: the bundle's directory.
-        engines: kinds of engines that may run, in order of preference; ``()`` or None means all of them. The choice holds
+        engines: kinds of engines that may run, in order of preference; ``()`` or None means all of them. The choice
+        holds
             for this bundle in this process.
 
     Raises:
@@ -333,8 +363,6 @@ def load(path: str | os.PathLike[str], *, engines: Sequence[str] | None = None) 
             raise UnsupportedError(f"engine {kind!r} is not known", hint="choose from tensorrt, onnxruntime, numpy")
     folder = Path(path).absolute()
     return LoadedBundle(folder, bundle.read(folder), engines)
-
-
 
 
 def forget(path: Path) -> None:

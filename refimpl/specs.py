@@ -35,7 +35,8 @@ class TensorSpec:
         if self.dtype == "bfloat16":
             import ml_dtypes  # comes with TensorFlow
 
-            return np.dtype(ml_dtypes.bfloat16)
+            half: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+            return half
         return np.dtype(_NUMPY_NAMES.get(self.dtype, self.dtype))
 
     def describe(self) -> str:

@@ -38,8 +38,12 @@ TABLE: dict[tuple[str, str], Tolerance] = {
     ("fp32", "float32"): Tolerance(
         1e-4, 2e-5, 1e-6, "same arithmetic in another summation order through up to a few hundred layers"
     ),
-    ("fp32", "float16"): Tolerance(2e-3, 1e-3, 1e-6, "a float32 result rounded to float16 once: one ulp is 1e-3 relative"),
-    ("fp32", "bfloat16"): Tolerance(1.6e-2, 8e-3, 1e-6, "a float32 result rounded to bfloat16 once: one ulp is 8e-3 relative"),
+    ("fp32", "float16"): Tolerance(
+        2e-3, 1e-3, 1e-6, "a float32 result rounded to float16 once: one ulp is 1e-3 relative"
+    ),
+    ("fp32", "bfloat16"): Tolerance(
+        1.6e-2, 8e-3, 1e-6, "a float32 result rounded to bfloat16 once: one ulp is 8e-3 relative"
+    ),
     ("fp32", "float64"): Tolerance(1e-4, 2e-5, 1e-6, "float64 stays in TensorFlow but may be fed from float32 engines"),
     ("fp32", "complex64"): Tolerance(1e-4, 2e-5, 1e-6, "stays in TensorFlow but may be fed from float32 engines"),
     ("fp32", "complex128"): Tolerance(1e-4, 2e-5, 1e-6, "stays in TensorFlow but may be fed from float32 engines"),

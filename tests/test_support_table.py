@@ -1,4 +1,4 @@
-"""The table of ops that stands in for TensorRT's parser: its file, the tool that makes it, and the judge that reads it."""
+"""The table of ops that stands in for TensorRT's parser: its file, the tool that makes it, the judge that reads it."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ IF = """g (bool c, float[2, 2] x, int16[2] s) => (float[2] y) {
         ("b = Det (x)", "TensorRT refuses Det: not supported (by table), inside If"),
         ("b = Add (s, s)", "TensorRT refuses Add of int16 (by table), inside If"),
         (
-            "b = If (c) <then_branch = u () => (float[2] p) { p = Svd (x) }, else_branch = v () => (float[2] q) { q = Relu (x) }>",
+            "b = If (c) <then_branch = u () => (float p) { p = Svd (x) }, else_branch = v () => (float q) {}>",
             "TensorRT has no Svd (by table), inside If, inside If",
         ),
     ],

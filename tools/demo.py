@@ -2,14 +2,13 @@
 
     make demo                    or: python tools/demo.py
 
-Everything lands in demo_out/, which a former demo may have left; nothing else is touched. The exit code is that of the
-last step, ``refimpl check``: 0 when the bundle gives TensorFlow's answers. A step that fails ends the demo and is named.
+Everything lands in demo_out/, which is removed first if a former demo left it. A step that fails ends the demo and is
+named. The exit code is that of the last step, ``refimpl check``: 0 when the bundle gives TensorFlow's answers.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -91,9 +90,8 @@ def perform(step: Step) -> int:
     if step.command:
         return subprocess.run([sys.executable, "-m", "refimpl", *step.command], cwd=ROOT, check=False).returncode
     # TensorFlow greets on stderr; it is of interest only when something goes wrong.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     done = subprocess.run(
-        [sys.executable, "-c", step.program], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-c", step.program], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False
     )
     if done.returncode:
         print(done.stderr, file=sys.stderr)

@@ -3,10 +3,10 @@
     python tools/make_support_table.py            writes the table for the TensorRT that is installed
     python tools/make_support_table.py --check    writes nothing; exits 1 when the table is stale
 
-What is asked: every node test of the onnx package whose model is one node that is valid at the opset that refimpl lowers
-to. Most of those are float32, so each is asked again with every other dtype that the op's schema allows, and each
-with its first output only, and with all inputs but one constant: TensorRT wants many an axis, a scale or a filter at build
-time. A dtype is recorded as taken when at least one such model was.
+What is asked: every node test of the onnx package whose model is one node that is valid at the opset that refimpl
+lowers to. Most of those are float32, so each is asked again with every other dtype that the op's schema allows, each
+with its first output only, and each with all inputs but one constant: TensorRT wants many an axis, a scale or a filter
+at build time. A dtype is recorded as taken when at least one such model was.
 
 The parser may crash on a model; it is asked in another process, which is started again behind the model that ended it.
 """
@@ -21,7 +21,8 @@ import sys
 import tempfile
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,17 +38,17 @@ from refimpl.converter.judge import onnx_dtype, type_parameters  # noqa: E402
 from refimpl.converter.lower import OPSET  # noqa: E402
 from refimpl.engines import tensorrt  # noqa: E402
 
-TABLE = ROOT / "refimpl" / "convert" / "support_table.json"
+TABLE = ROOT / "refimpl" / "converter" / "support_table.json"
 WORKER = (sys.executable, "-W", "ignore", str(Path(__file__).resolve()), "--answer")
 CRASHED = "the parser crashes on it"
 SILENT = "no reason given"
-# What onnx has no fitting test of: its Loops hold sequences, or bodies of older opsets; its Resizes come without the empty
-# region that tf2onnx always writes.
+# What onnx has no fitting test of: its Loops hold sequences, or bodies of older opsets; its Resizes come without the
+# empty region that tf2onnx writes.
 OWN = (
     ("""own (int64 count, bool go, float[2] x) => (float[2] y) {
-        y = Loop (count, go, x) <body: graph = body (int64 i, bool go_in, float[2] x_in) => (bool go_out, float[2] x_out) {
+        y = Loop (count, go, x) <body: graph = body (int64 i, bool go_in, float[2] a) => (bool go_out, float[2] b) {
             go_out = Identity (go_in)
-            x_out = Add (x_in, x_in)
+            b = Add (a, a)
         }>
     }""", (np.int64(3), np.True_, np.ones(2, np.float32))),
     ("""own (float[1, 1, 2, 2] x, float[0] region, float[4] scales) => (float[1, 1, 4, 4] y) {
@@ -72,7 +73,8 @@ def questions() -> list[Question]:
         warnings.simplefilter("ignore")  # the tests divide by zero on purpose
         cases = sorted(collect_testcases(None), key=lambda case: str(case.name))
     tests = [(case.model, case.data_sets[0][0] if case.data_sets else ()) for case in cases]
-    own = [(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": {OPSET}]> {text}'), values) for text, values in OWN]
+    head = f'<ir_version: 8, opset_import: ["": {OPSET}]> '
+    own = [(onnx.parser.parse_model(head + text), values) for text, values in OWN]
     found: dict[bytes, Question] = {}
     for test, values in [*tests, *own]:
         if (model := _at_our_opset(test)) is None:
@@ -123,7 +125,7 @@ def _allowed(op: str) -> dict[str, list[str]]:
 
 
 def _schema_name(kind: int) -> str:
-    return f"tensor({onnx.TensorProto.DataType.Name(kind).lower()})"  # type: ignore[arg-type]
+    return f"tensor({onnx.TensorProto.DataType.Name(kind).lower()})"
 
 
 def _dtypes(model: Any) -> dict[str, str]:
@@ -155,13 +157,13 @@ def _retyped(model: Any) -> Iterator[Any]:
     sets |= {frozenset(name for name in current if current[name] == dtype) for dtype in current.values()}
     for names in sorted(sets, key=sorted):
         old = current[min(names)]
-        for new in _DTYPES:
+        for new, kind in _DTYPES.items():
             # A text has no value as a number.
             if old not in (new, "string") and all(new in allowed[name] for name in names):
-                yield _with_dtype(model, names, _DTYPES[old], _DTYPES[new])
+                yield _with_dtype(model, names, _DTYPES[old], kind)
 
 
-def _with_dtype(model: Any, parameters: Set[str], old: int, new: int) -> Any:
+def _with_dtype(model: Any, parameters: AbstractSet[str], old: int, new: int) -> Any:
     copy = _copy(model)
     node = copy.graph.node[0]
     bound = {tensor for parameter, tensor in type_parameters(node, OPSET) if parameter in parameters}
@@ -196,7 +198,7 @@ def _with_constants(model: Any, values: Sequence[Any]) -> Iterator[Any]:
 
 
 def _cast(value: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    if dtype == object:  # ONNX's strings
+    if dtype.hasobject:  # ONNX's strings
         return np.array([str(item) for item in value.ravel()], dtype=object).reshape(value.shape)
     with np.errstate(all="ignore"):  # a value out of range is as good as another
         return value.astype(dtype)

@@ -15,10 +15,10 @@ from refimpl.specs import TensorSpec
 
 # Handled by tf2onnx's rewriters, not by its table of ops.
 _REWRITTEN = frozenset(
-    """While StatelessWhile If StatelessIf PartitionedCall StatefulPartitionedCall TensorListReserve TensorListFromTensor
-    TensorListStack TensorListGetItem TensorListSetItem TensorListResize TensorListLength EmptyTensorList
-    TensorListPushBack TensorListElementShape FakeQuantWithMinMaxArgs FakeQuantWithMinMaxVars QuantizeAndDequantizeV2
-    QuantizeAndDequantizeV3 FusedBatchNormV3""".split()
+    """While StatelessWhile If StatelessIf PartitionedCall StatefulPartitionedCall TensorListReserve
+    TensorListFromTensor TensorListStack TensorListGetItem TensorListSetItem TensorListResize TensorListLength
+    EmptyTensorList TensorListPushBack TensorListElementShape FakeQuantWithMinMaxArgs FakeQuantWithMinMaxVars
+    QuantizeAndDequantizeV2 QuantizeAndDequantizeV3 FusedBatchNormV3""".split()
 )
 _REFUSED_DTYPES = {
     "string": "strings have no place in TensorRT",
@@ -54,7 +54,12 @@ def refuse_statically(graph: OpGraph, keep_in_tf: Sequence[str], written: frozen
 
 
 def _static_refusal(
-    op: Op, outputs: Sequence[TensorSpec], graph: OpGraph, known: set[str], keep_in_tf: Sequence[str], written: frozenset[str]
+    op: Op,
+    outputs: Sequence[TensorSpec],
+    graph: OpGraph,
+    known: set[str],
+    keep_in_tf: Sequence[str],
+    written: frozenset[str],
 ) -> str:
     for pattern in keep_in_tf:
         if fnmatch.fnmatchcase(op.type, pattern) or fnmatch.fnmatchcase(op.name, pattern):
@@ -108,7 +113,7 @@ def _lower_parts(graph: OpGraph, ops: list[str], reasons: dict[str, str]) -> lis
     try:
         model, weights = lower.to_onnx(graph, ops, marked=True)
         return [onnxgraphs.import_with_weights(model, weights)]
-    except Exception as error:  # tf2onnx raises anything; which op made it do so is found by halving
+    except Exception as error:  # noqa: BLE001  tf2onnx raises anything; which op made it do so is found by halving
         groups = list(dict.fromkeys(graph.ops[name].group for name in ops))
         if len(groups) == 1:
             text = (str(error).strip().splitlines() or [""])[0]
@@ -162,8 +167,4 @@ def _spread_over_groups(graph: OpGraph, reasons: Mapping[str, str]) -> dict[str,
     by_group: dict[int, str] = {}
     for name, reason in reasons.items():
         by_group.setdefault(graph.ops[name].group, reason)
-    return {
-        name: reasons.get(name) or by_group[op.group]
-        for name, op in graph.ops.items()
-        if op.group in by_group
-    }
+    return {name: reasons.get(name) or by_group[op.group] for name, op in graph.ops.items() if op.group in by_group}

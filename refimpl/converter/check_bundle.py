@@ -52,7 +52,7 @@ def _make_loadable(folder: Path, manifest: Manifest) -> tuple[str, ...]:
     try:
         tf.saved_model.load(str(folder), tags=list(manifest.tags))
         return ()
-    except Exception as error:  # restoring runs arbitrary Keras code, which fails in its own ways
+    except Exception as error:  # noqa: BLE001  restoring runs arbitrary Keras code, which fails in its own ways
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     file = folder / "saved_model.pb"
     proto = saved_model_pb2.SavedModel()
@@ -60,8 +60,11 @@ def _make_loadable(folder: Path, manifest: Manifest) -> tuple[str, ...]:
     for meta_graph in proto.meta_graphs:
         meta_graph.ClearField("object_graph_def")
     file.write_bytes(proto.SerializeToString())
-    return (f"the model's Python objects cannot be restored by TensorFlow {tf.__version__} ({reason}); "
-            "the bundle keeps its signatures and leaves the objects out",)
+    note = (
+        f"the model's Python objects cannot be restored by TensorFlow {tf.__version__} ({reason}); "
+        "the bundle keeps its signatures and leaves the objects out"
+    )
+    return (note,)
 
 
 def _native(source: Source, key: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,6 +87,6 @@ def _dtype(array: Any) -> str:
 def _is_repeatable(source: Source, key: str, values: Mapping[str, Any]) -> bool:
     """Whether TensorFlow gives the same answer twice (random ops and counters do not)."""
     first, second = _native(source, key, values), _native(source, key, values)
-    return all(not disagreement(first[name], second[name], tolerance_for("fp32", _dtype(first[name]))) for name in first)
-
-
+    return all(
+        not disagreement(first[name], second[name], tolerance_for("fp32", _dtype(first[name]))) for name in first
+    )

@@ -180,7 +180,7 @@ class _Specialiser:
         return [self._call(node, arrived)]
 
     def _call(self, node: gd.NodeDef, arrived: list[_Value | None]) -> gd.NodeDef:
-        copy = gd.NodeDef()
+        copy = gd.new_node_def()
         copy.CopyFrom(node)
         skip = 1 if node.op in ("If", "StatelessIf", "Case", "StatelessCase") else 0
         changes = {index - skip: value for index, value in enumerate(arrived) if value}
@@ -200,7 +200,7 @@ class _Specialiser:
         key = (name, tuple(sorted(changes.items())))
         if key in self._made:
             return self._made[key]
-        new = gd.FunctionDef()
+        new = gd.new_function_def()
         new.CopyFrom(self.library[name])
         new.signature.name = self._made[key] = f"{name}_by_value_{len(self._made)}"
         values: dict[str, _Value] = {}
@@ -211,7 +211,9 @@ class _Specialiser:
             new.arg_attr.pop(index, None)
             _set_arg_shape(new, index, value.shape)
             values[arg.name] = value
-        reads = {f"{node.name}:value:0": f"{node.name}:output:0" for node in new.node_def if node.op == "ReadVariableOp"}
+        reads = {
+            f"{node.name}:value:0": f"{node.name}:output:0" for node in new.node_def if node.op == "ReadVariableOp"
+        }
         body = [made for node in new.node_def for made in self._rewrite(node, values)]
         reads = {old: made for old, made in reads.items() if _became_identity(body, old)}
         for node in body:
@@ -226,7 +228,7 @@ class _Specialiser:
                 out.type = values[new.ret[out.name]].dtype
                 out.ClearField("handle_data")
         self.library[new.signature.name] = new
-        return new.signature.name
+        return str(new.signature.name)
 
 
 def _set_arg_shape(function: gd.FunctionDef, index: int, shape: Shape) -> None:
@@ -245,7 +247,7 @@ def _with_branch_shapes(
     nodes = [node for body in bodies.values() for node in body] + [n for f in library.values() for n in f.node_def]
     branches = {name for node in nodes if node.op.endswith(("If", "Case")) for name in gd.called_functions(node)}
     for name in branches & set(library):
-        function = gd.FunctionDef()
+        function = gd.new_function_def()
         function.CopyFrom(library[name])
         for index in range(len(function.signature.input_arg)):
             if "_output_shapes" not in function.arg_attr[index].attr:
@@ -255,7 +257,7 @@ def _with_branch_shapes(
 
 
 def _became_identity(body: list[gd.NodeDef], tensor: str) -> bool:
-    name = tensor.split(":")[0]
+    name = tensor.split(":", maxsplit=1)[0]
     return any(node.name == name and node.op == "Identity" for node in body)
 
 
@@ -267,7 +269,12 @@ def _gather(node: gd.NodeDef, dtype: int, in_function: bool) -> list[gd.NodeDef]
     return [
         axis,
         gd.make_node(
-            node.name, "GatherV2", [*list(node.input)[:2], axis.name + suffix], Tparams=gd.type_attr(dtype),
-            Tindices=node.attr["Tindices"], Taxis=gd.type_attr(int32), batch_dims=int(node.attr["batch_dims"].i),
+            node.name,
+            "GatherV2",
+            [*list(node.input)[:2], axis.name + suffix],
+            Tparams=gd.type_attr(dtype),
+            Tindices=node.attr["Tindices"],
+            Taxis=gd.type_attr(int32),
+            batch_dims=int(node.attr["batch_dims"].i),
         ),
     ]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-from tensorflow.core.framework import attr_value_pb2, function_pb2, graph_pb2, node_def_pb2, types_pb2
+from tensorflow.core.framework import attr_value_pb2, function_pb2, graph_pb2, node_def_pb2
 
 from refimpl import tf_private
 from refimpl.errors import InternalError
 
-GraphDef = graph_pb2.GraphDef
-NodeDef = node_def_pb2.NodeDef
-FunctionDef = function_pb2.FunctionDef
+# TensorFlow's generated protobuf classes come without types.
+GraphDef: TypeAlias = Any
+NodeDef: TypeAlias = Any
+FunctionDef: TypeAlias = Any
+new_graph_def, new_node_def, new_function_def = graph_pb2.GraphDef, node_def_pb2.NodeDef, function_pb2.FunctionDef
 
 # Ops that read state but change none: they may be reordered, and need no control edges.
 _READS = frozenset(
@@ -124,8 +126,12 @@ def is_stateful(node: NodeDef, library: Mapping[str, FunctionDef]) -> bool:
         return False
     if node.op in _FUNCTIONAL or node.op in library:
         inner = functions_of([node], library)
-        return any(is_stateful(child, {}) for function in inner.values() for child in function.node_def
-                   if child.op not in _FUNCTIONAL)
+        return any(
+            is_stateful(child, {})
+            for function in inner.values()
+            for child in function.node_def
+            if child.op not in _FUNCTIONAL
+        )
     definition = tf_private.op_def(node.op)
     return definition is None or definition.is_stateful
 
@@ -149,8 +155,10 @@ def _output_args(definition: Any, node: NodeDef) -> Iterator[tuple[str, list[int
 
 
 def make_node(name: str, op: str, inputs: Sequence[str], **attrs: Any) -> NodeDef:
-    """A NodeDef; attribute values may be str, bool, int, DataType as ``("type", enum)``, AttrValue, or a list of types."""
-    node = NodeDef(name=name, op=op, input=list(inputs))
+    """A NodeDef; attribute values may be str, bool, int, DataType as ``("type", enum)``, AttrValue, or a list of
+    types.
+    """
+    node = new_node_def(name=name, op=op, input=list(inputs))
     for key, value in attrs.items():
         if isinstance(value, attr_value_pb2.AttrValue):
             node.attr[key].CopyFrom(value)
@@ -200,7 +208,7 @@ def make_function(
         results: (name, DataType, tensor) of each result; ``tensor`` in graph syntax.
         control: names of body nodes that must run although no result needs them.
     """
-    function = FunctionDef()
+    function = new_function_def()
     function.signature.name = name
     # Graph names such as "a/B" are no legal argument names, so arguments are numbered.
     arg_names = {arg: f"arg{index}" for index, (arg, _) in enumerate(args)}
@@ -237,8 +245,6 @@ def _function_slots(node: NodeDef) -> list[str]:
     if definition is None:
         raise InternalError(f"{node.name}: op {node.op} is not registered")
     return [f"{arg}:{position}" for arg, dtypes in _output_args(definition, node) for position in range(len(dtypes))]
-
-
 
 
 def rename_functions(graph_def: GraphDef, suffix: str) -> None:

@@ -1,8 +1,8 @@
 """Install: put stitched signatures into a SavedModel's MetaGraphDef, in place of the old ones.
 
-The path of the bundle's pointer file reaches the engine nodes in two ways, because TensorFlow relocates assets in two ways:
-``tf.saved_model.load`` passes the asset as a captured tensor; sessions (and models without a Python object graph) run an
-initializer with the asset fed, so there the initializer stores the path in a string variable.
+The path of the bundle's pointer file reaches the engine nodes in two ways, because TensorFlow relocates assets in two
+ways: ``tf.saved_model.load`` passes the asset as a captured tensor; sessions (and models without a Python object
+graph) run an initializer with the asset fed, so there the initializer stores the path in a string variable.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _STRING = tf.string.as_datatype_enum
 def install(meta_graph: Any, stitched: Stitched, bundle_id: str) -> None:
     """Put a stitched signature where the old one was.
 
-    A TF2 signature is one call of a function: its body becomes a call of the stitched function. A TF1 signature is a set of
-    nodes: its outputs are named anew.
+    A TF2 signature is one call of a function: its body becomes a call of the stitched function. A TF1 signature is a
+    set of nodes: its outputs are named anew.
     """
     _add_path(meta_graph, bundle_id)
     library = meta_graph.graph_def.library
@@ -63,7 +63,11 @@ def _single_caller(meta_graph: Any, definition: Any, stitched: Stitched) -> Any:
         return None
     library = {function.signature.name for function in meta_graph.graph_def.library.function}
     for node in meta_graph.graph_def.node:
-        if node.name in names and node.op in ("StatefulPartitionedCall", "PartitionedCall") and node.attr["f"].func.name in library:
+        if (
+            node.name in names
+            and node.op in ("StatefulPartitionedCall", "PartitionedCall")
+            and node.attr["f"].func.name in library
+        ):
             refs = {ref.tensor for ref in gd.data_inputs(node)}
             complete = len(definition.outputs) == len(node.attr["Tout"].list.type)
             return node if complete and all(arg.tensor in refs for arg in stitched.args) else None
@@ -72,8 +76,12 @@ def _single_caller(meta_graph: Any, definition: Any, stitched: Stitched) -> Any:
 
 def _call(stitched: Stitched, name: str, inputs: Sequence[str]) -> gd.NodeDef:
     return gd.make_node(
-        name, "StatefulPartitionedCall", inputs, f=gd.func_attr(stitched.function.signature.name),
-        Tin=gd.types_attr([arg_type(arg) for arg in stitched.args] + [_STRING]), Tout=gd.types_attr(stitched.result_types),
+        name,
+        "StatefulPartitionedCall",
+        inputs,
+        f=gd.func_attr(stitched.function.signature.name),
+        Tin=gd.types_attr([arg_type(arg) for arg in stitched.args] + [_STRING]),
+        Tout=gd.types_attr(stitched.result_types),
     )
 
 
@@ -89,7 +97,9 @@ def _rewrite_wrapper(meta_graph: Any, caller: Any, definition: Any, stitched: St
     wrapper.attr.pop("_XlaMustCompile", None)
     if "_input_shapes" in wrapper.attr:
         wrapper.attr["_input_shapes"].list.shape.add()  # a scalar
-    result_of = {gd.parse_ref(definition.outputs[key].name).index: number for number, key in enumerate(stitched.outputs)}
+    result_of = {
+        gd.parse_ref(definition.outputs[key].name).index: number for number, key in enumerate(stitched.outputs)
+    }
     for index, out in enumerate(wrapper.signature.output_arg):
         wrapper.ret[out.name] = f"refimpl_call:output:{result_of[index]}"
     wrapper.signature.ClearField("control_output")
@@ -117,17 +127,23 @@ def _add_path(meta_graph: Any, bundle_id: str) -> None:
     string, scalar = gd.type_attr(_STRING), tf.TensorShape([]).as_proto()
     handle = gd.make_node(_PATH, "VarHandleOp", [], dtype=string, shared_name=f"{_PATH}_{bundle_id}", container="")
     handle.attr["shape"].shape.CopyFrom(scalar)
-    meta_graph.graph_def.node.extend([
-        string_const(_ASSET, bundle.ASSET),
-        handle,
-        gd.make_node(f"{_PATH}/assign", "AssignVariableOp", [_PATH, _ASSET], dtype=string),
-        gd.make_node(_READ, "ReadVariableOp", [_PATH], dtype=string),
-        gd.make_node(_INIT, "NoOp", [f"^{_PATH}/assign", *_old_initializer(meta_graph)]),
-    ])
+    meta_graph.graph_def.node.extend(
+        [
+            string_const(_ASSET, bundle.ASSET),
+            handle,
+            gd.make_node(f"{_PATH}/assign", "AssignVariableOp", [_PATH, _ASSET], dtype=string),
+            gd.make_node(_READ, "ReadVariableOp", [_PATH], dtype=string),
+            gd.make_node(_INIT, "NoOp", [f"^{_PATH}/assign", *_old_initializer(meta_graph)]),
+        ]
+    )
     if _INIT_KEY in meta_graph.signature_def:
         meta_graph.signature_def[_INIT_KEY].outputs[_INIT_KEY].name = _INIT
     else:
-        key = _LEGACY_INIT if _LEGACY_INIT in meta_graph.collection_def and _MAIN_OP not in meta_graph.collection_def else _MAIN_OP
+        key = (
+            _LEGACY_INIT
+            if _LEGACY_INIT in meta_graph.collection_def and _MAIN_OP not in meta_graph.collection_def
+            else _MAIN_OP
+        )
         meta_graph.collection_def[key].node_list.value[:] = [_INIT]
     _add_asset_file(meta_graph)
 
@@ -143,7 +159,11 @@ def _old_initializer(meta_graph: Any) -> list[str]:
 
 
 def _add_asset_file(meta_graph: Any) -> None:
-    legacy = meta_graph.collection_def["saved_model_assets"].any_list.value if "saved_model_assets" in meta_graph.collection_def else []
+    legacy: Any = (
+        meta_graph.collection_def["saved_model_assets"].any_list.value
+        if "saved_model_assets" in meta_graph.collection_def
+        else []
+    )
     if not meta_graph.asset_file_def:  # TF1 kept assets in a collection; a loader reads one place or the other
         for item in legacy:
             item.Unpack(meta_graph.asset_file_def.add())

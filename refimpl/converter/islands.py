@@ -82,9 +82,9 @@ class IslandMaker:
         if not leaving:
             return Rejection(dict.fromkeys(ops, "nothing outside its island reads it"))
         evidence = self._evidence(entering, leaving)
-        model, finding, notes = self._model(ops, entering, leaving, evidence)
+        model, finding, notes = self._model(ops, leaving, evidence)
         if finding.problem:
-            return Rejection(self._blame(ops, finding.problem, lambda part: self._problem_of(part)))
+            return Rejection(self._blame(ops, finding.problem, self._problem_of))
         built = [Built(onnxruntime.NAME, model, onnxruntime.version(), ())]
         for kind in self._recipe.engines:
             if kind == onnxruntime.NAME:
@@ -106,9 +106,9 @@ class IslandMaker:
         return [*whole, *verify.cut_probes(self._graph, self._native, entering, leaving, self._seen)]
 
     def _model(
-        self, ops: Sequence[str], entering: Sequence[str], leaving: Sequence[str], evidence: Sequence[Evidence]
+        self, ops: Sequence[str], leaving: Sequence[str], evidence: Sequence[Evidence]
     ) -> tuple[Path, Finding, list[str]]:
-        """The island's ONNX file, cleaned up if the clean one agrees with TensorFlow, plain if only the plain one does."""
+        """The island's ONNX file: cleaned up if that agrees with TensorFlow, plain if only the plain one does."""
         self._count += 1
         file = self._folder / f"{self._count}.onnx"
         clean = self._try(ops, file, evidence, leaving, onnxruntime.optimize)
@@ -121,13 +121,19 @@ class IslandMaker:
         return file, clean, []
 
     def _try(
-        self, ops: Sequence[str], file: Path, evidence: Sequence[Evidence], leaving: Sequence[str],
+        self,
+        ops: Sequence[str],
+        file: Path,
+        evidence: Sequence[Evidence],
+        leaving: Sequence[str],
         save: Callable[[Any, Mapping[str, Array], Path], None],
     ) -> Finding:
         try:
             model, weights = lower.to_onnx(self._graph, ops, marked=False)
-        except Exception as error:  # tf2onnx raises anything
-            return Finding(problem=f"tf2onnx fails on it: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
+        except Exception as error:  # noqa: BLE001  tf2onnx raises anything
+            return Finding(
+                problem=f"tf2onnx fails on it: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+            )
         try:
             save(model, weights, file)
             engine = onnxruntime.open(file)
@@ -161,13 +167,13 @@ class IslandMaker:
         _, entering, leaving = lower.subgraph_nodes(self._graph, ops, marked=False)
         if not leaving:
             return ""
-        _, finding, _ = self._model(ops, entering, leaving, self._part_evidence(entering, leaving))
+        _, finding, _ = self._model(ops, leaving, self._part_evidence(entering, leaving))
         return finding.problem
 
     def _build_problem(self, kind: str, ops: Sequence[str]) -> str:
         _, entering, leaving = lower.subgraph_nodes(self._graph, ops, marked=False)
         evidence = self._part_evidence(entering, leaving)
-        model, finding, _ = self._model(ops, entering, leaving, evidence)
+        model, finding, _ = self._model(ops, leaving, evidence)
         if finding.problem:
             return finding.problem
         try:

@@ -38,8 +38,8 @@ class ParserJudge:
 class TableJudge:
     """A table of ONNX ops and dtypes, made from TensorRT's parser by ``tools/make_support_table.py``; a prediction.
 
-    It sees op types and dtypes only. The parser also looks at attributes, ranks and at what is constant, so it refuses some
-    nodes that the table lets pass.
+    It sees op types and dtypes only. The parser also looks at attributes, ranks and at what is constant, so it refuses
+    some nodes that the table lets pass.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ def _known_dtypes(graph: Any) -> dict[str, str]:
 
 def onnx_dtype(kind: int) -> str:
     """TensorFlow's and NumPy's name of an ONNX element type: ``float32`` for ``TensorProto.FLOAT``."""
-    name = onnx.TensorProto.DataType.Name(kind).lower()  # type: ignore[arg-type]
+    name = str(onnx.TensorProto.DataType.Name(kind)).lower()
     return {"float": "float32", "double": "float64"}.get(name, name)
 
 
@@ -111,8 +111,8 @@ def refused_ops(graph: OpGraph, atoms: Atoms, judge: Judge, ops: Sequence[str]) 
     """Ask about one island.
 
     Returns:
-        Ops that must leave it, with reasons; empty when all of it is taken. The parser names one cause per region, so what
-        is left must be asked again.
+        Ops that must leave it, with reasons; empty when all of it is taken. The parser names one cause per region, so
+        what is left must be asked again.
     """
     named, whole = _ask(graph, atoms, judge, ops)
     if whole or named:

@@ -1,7 +1,7 @@
 """Load: open any SavedModel that TensorFlow can serve, and cut one signature out of it as an inlined graph.
 
-Everything goes through the meta graph, as TensorFlow Serving does: TF1 SavedModels, TF2 and Keras-3 exports and old Keras
-models whose Python objects no longer load are all the same here.
+Everything goes through the meta graph, as TensorFlow Serving does: TF1 SavedModels, TF2 and Keras-3 exports and old
+Keras models whose Python objects no longer load are all the same here.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class Source:
     def __enter__(self) -> Source:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.session.close()
 
     @property
@@ -154,19 +156,20 @@ def signature_graph(source: Source, key: str) -> SignatureGraph:
             hint="re-export the model with tf.compat.v1.enable_control_flow_v2()",
             signature=key,
         )
-    args, body = [], []
+    args: list[Arg] = []
+    body: list[gd.NodeDef] = []
     for ref, spec in feeds.items():
         info = definition.inputs[spec.name]
         args.append(Arg(f"arg/{len(args)}", "input", spec.name, spec.dtype, ref.tensor, spec.shape))
         body.append(_placeholder(args[-1].name, info.dtype, info.tensor_shape))
     renamed = {ref: arg.name for ref, arg in zip(feeds, args, strict=True)}
     for name in sorted(names & state):
-        arg, node = _state_arg(nodes[name], key)
+        arg, node = _state_arg(nodes[name])
         args.append(arg)
         body.append(node)
     fed = {ref.node for ref in feeds} - {ref.node for ref in results if ref not in feeds}
     body += [_rewired(nodes[name], renamed) for name in sorted(names - state - fed)]
-    pruned = gd.GraphDef(node=body, versions=graph_def.versions, library=graph_def.library)
+    pruned = gd.new_graph_def(node=body, versions=graph_def.versions, library=graph_def.library)
     outs = [renamed.get(ref, ref.node) + (":0" if ref in renamed else f":{ref.index}") for ref in results]
     return _inlined(signature, pruned, tuple(args), outs)
 
@@ -210,7 +213,9 @@ def _without_idle_control(graph_def: Any) -> Any:
     through: dict[gd.Ref, str] = {}  # an Identity that names nothing the user knows -> what it reads
     for node in order:
         controls = {ref.node for ref in map(gd.parse_ref, node.input) if ref.index < 0}
-        if (gd.is_stateful(node, library) and "Random" not in node.op) or (node.op in ("NoOp", "Identity") and controls & effect):
+        if (gd.is_stateful(node, library) and "Random" not in node.op) or (
+            node.op in ("NoOp", "Identity") and controls & effect
+        ):
             effect.add(node.name)
         kept = [text for text in node.input if not text.startswith("^") or text[1:] in effect]
         node.attr.pop("_class", None)  # colocation with calls that are gone
@@ -224,23 +229,27 @@ def _without_idle_control(graph_def: Any) -> Any:
     alive = gd.reachable(nodes, [name for name in nodes if name.startswith(("result/", "arg/"))])
     kept_nodes = [node for node in order if node.name in alive]
     functions = gd.functions_of(kept_nodes, library)
-    clean = gd.GraphDef(node=kept_nodes, versions=graph_def.versions)
+    clean = gd.new_graph_def(node=kept_nodes, versions=graph_def.versions)
     clean.library.function.extend(functions.values())
     return clean
 
 
-def _state_arg(node: gd.NodeDef, key: str) -> tuple[Arg, gd.NodeDef]:
+def _state_arg(node: gd.NodeDef) -> tuple[Arg, gd.NodeDef]:
     """A variable or table as an argument: by its handle, or by value where TF1 passes a reference."""
     if node.op == "VarHandleOp":
         shape = node.attr["shape"].shape
         dtype = gd.dtype_name(node.attr["dtype"].type)
         size = None if shape.unknown_rank else tuple(dim.size if dim.size >= 0 else None for dim in shape.dim)
-        return Arg(node.name, "variable", "", dtype, f"{node.name}:0", size), _placeholder(node.name, tf.resource.as_datatype_enum)
+        return Arg(node.name, "variable", "", dtype, f"{node.name}:0", size), _placeholder(
+            node.name, tf.resource.as_datatype_enum
+        )
     if node.op in ("VariableV2", "Variable"):
         dtype_enum = node.attr["dtype"].type
         arg = Arg(node.name, "value", "", gd.dtype_name(dtype_enum), f"{node.name}:0", None)
         return arg, _placeholder(node.name, dtype_enum)
-    return Arg(node.name, "resource", "", "resource", f"{node.name}:0", ()), _placeholder(node.name, tf.resource.as_datatype_enum)
+    return Arg(node.name, "resource", "", "resource", f"{node.name}:0", ()), _placeholder(
+        node.name, tf.resource.as_datatype_enum
+    )
 
 
 def _placeholder(name: str, dtype: int, shape: Any = None) -> gd.NodeDef:
@@ -253,7 +262,7 @@ def _placeholder(name: str, dtype: int, shape: Any = None) -> gd.NodeDef:
 
 
 def _rewired(node: gd.NodeDef, renamed: dict[gd.Ref, str]) -> gd.NodeDef:
-    copy = gd.NodeDef()
+    copy = gd.new_node_def()
     copy.CopyFrom(node)
     inputs = [renamed.get(gd.parse_ref(text), text) for text in node.input]
     copy.ClearField("input")
@@ -285,7 +294,11 @@ def tree_sha256(path: Path) -> str:
     total = hashlib.sha256()
     for file in sorted(item for item in path.rglob("*") if item.is_file()):
         with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(stream.read())
+            content = (
+                hashlib.file_digest(stream, "sha256")
+                if hasattr(hashlib, "file_digest")
+                else hashlib.sha256(stream.read())
+            )
         total.update(f"{file.relative_to(path).as_posix()}\0{content.hexdigest()}\n".encode())
     return total.hexdigest()
 
@@ -309,7 +322,9 @@ def _read_proto(path: Path) -> Any:
     except SourceError:
         raise
     except Exception as error:  # protobuf raises different classes in its C and Python implementations
-        raise SourceError(f"{path} is damaged: saved_model.pb cannot be parsed: {error}", hint="export the model again") from error
+        raise SourceError(
+            f"{path} is damaged: saved_model.pb cannot be parsed: {error}", hint="export the model again"
+        ) from error
     if not proto.meta_graphs:
         raise SourceError(f"{path} is damaged: saved_model.pb holds no meta graph", hint="export the model again")
     return proto
@@ -330,7 +345,9 @@ def _pick_meta_graph(proto: Any, tags: Sequence[str], path: Path) -> Any:
     if not tags and len(found) == 1:
         return next(iter(found.values()))
     listed = "; ".join(",".join(sorted(item)) or "(none)" for item in found)
-    raise SourceError(f"no meta graph tagged {','.join(sorted(wanted))} in {path}", hint=f"tags there: {listed} (use --tags)")
+    raise SourceError(
+        f"no meta graph tagged {','.join(sorted(wanted))} in {path}", hint=f"tags there: {listed} (use --tags)"
+    )
 
 
 def _session_config() -> Any:

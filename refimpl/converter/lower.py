@@ -1,7 +1,7 @@
 """Lower: from TensorFlow ops to ONNX, so that every tensor a cut may fall on is carried exactly.
 
-Every op output gets an Identity *marker* that all consumers read. tf2onnx puts its layout transposes between markers, so
-the ONNX tensor of a marker equals the TensorFlow tensor. The nodes between markers are an *atom*.
+Every op output gets an Identity *marker* that all consumers read. tf2onnx puts its layout transposes between markers,
+so the ONNX tensor of a marker equals the TensorFlow tensor. The nodes between markers are an *atom*.
 """
 
 from __future__ import annotations
@@ -59,8 +59,11 @@ def op_graph(source: SignatureGraph, lowering: LoweringGraph) -> OpGraph:
         for index, dtype in enumerate(dtypes):
             tensor = f"{node.name}:{index}"
             specs[tensor] = TensorSpec(tensor, gd.dtype_name(dtype), shapes.get(tensor))
-    computed = [node for node in lowering.order if node.name not in skip and node.op != "Placeholder"
-                and not node.name.startswith("result/")]
+    computed = [
+        node
+        for node in lowering.order
+        if node.name not in skip and node.op != "Placeholder" and not node.name.startswith("result/")
+    ]
     groups = _group(computed, specs)
     ops = {node.name: _op(node, specs, skip, groups[node.name]) for node in computed}
     by_name = {node.name: node for node in lowering.order}
@@ -70,7 +73,7 @@ def op_graph(source: SignatureGraph, lowering: LoweringGraph) -> OpGraph:
 
 def _op(node: gd.NodeDef, specs: Mapping[str, TensorSpec], constant: frozenset[str], group: int) -> Op:
     refs = gd.data_inputs(node)
-    outputs = []
+    outputs: list[TensorSpec] = []
     while (tensor := f"{node.name}:{len(outputs)}") in specs:
         outputs.append(specs[tensor])
     return Op(
@@ -109,7 +112,7 @@ def _infer_shapes(lowering: LoweringGraph) -> dict[str, tuple[int | None, ...] |
 
 def import_graph(nodes: Iterable[gd.NodeDef], lowering: LoweringGraph) -> tf.Graph:
     """A tf.Graph of these nodes with the functions they call, shapes inferred, devices dropped."""
-    graph_def = gd.GraphDef(node=nodes, versions=lowering.versions)
+    graph_def = gd.new_graph_def(node=nodes, versions=lowering.versions)
     for node in graph_def.node:
         node.device = ""
     graph_def.library.function.extend(gd.functions_of(graph_def.node, lowering.library).values())
@@ -119,7 +122,9 @@ def import_graph(nodes: Iterable[gd.NodeDef], lowering: LoweringGraph) -> tf.Gra
     return graph
 
 
-def subgraph_nodes(graph: OpGraph, ops: Sequence[str], *, marked: bool) -> tuple[list[gd.NodeDef], list[str], list[str]]:
+def subgraph_nodes(
+    graph: OpGraph, ops: Sequence[str], *, marked: bool
+) -> tuple[list[gd.NodeDef], list[str], list[str]]:
     """The nodes that compute ``ops`` alone: Placeholders at the cut, constants copied in.
 
     Args:
@@ -131,9 +136,11 @@ def subgraph_nodes(graph: OpGraph, ops: Sequence[str], *, marked: bool) -> tuple
         Nodes, cut tensors that enter, cut tensors that leave (both in a stable order).
     """
     inside = set(ops)
-    entering = list(dict.fromkeys(
-        tensor for name in ops for tensor in graph.ops[name].inputs if gd.parse_ref(tensor).node not in inside
-    ))
+    entering = list(
+        dict.fromkeys(
+            tensor for name in ops for tensor in graph.ops[name].inputs if gd.parse_ref(tensor).node not in inside
+        )
+    )
     leaving = leaving_tensors(graph, inside)
     marked_tensors = {spec.name for name in ops for spec in graph.ops[name].outputs if spec.dtype not in _UNCUTTABLE}
     if not marked:
@@ -150,14 +157,25 @@ def subgraph_nodes(graph: OpGraph, ops: Sequence[str], *, marked: bool) -> tuple
 
 def leaving_tensors(graph: OpGraph, inside: set[str]) -> list[str]:
     """Tensors made inside that something outside, or a signature output, reads; in the order the ops make them."""
-    wanted = {tensor for name, op in graph.ops.items() if name not in inside for tensor in op.inputs} | set(graph.results)
-    return [spec.name for name in graph.ops if name in inside for spec in graph.ops[name].outputs if spec.name in wanted]
+    wanted = {tensor for name, op in graph.ops.items() if name not in inside for tensor in op.inputs} | set(
+        graph.results
+    )
+    return [
+        spec.name for name in graph.ops if name in inside for spec in graph.ops[name].outputs if spec.name in wanted
+    ]
 
 
 def _cuttable(graph: OpGraph, ops: Sequence[str]) -> list[str]:
     """Tensors of these ops that an op of another group, or a signature output, reads."""
-    made = {spec.name: graph.ops[name].group for name in ops for spec in graph.ops[name].outputs if spec.dtype not in _UNCUTTABLE}
-    read = {tensor for op in graph.ops.values() for tensor in op.inputs if made.get(tensor) != op.group} | set(graph.results)
+    made = {
+        spec.name: graph.ops[name].group
+        for name in ops
+        for spec in graph.ops[name].outputs
+        if spec.dtype not in _UNCUTTABLE
+    }
+    read = {tensor for op in graph.ops.values() for tensor in op.inputs if made.get(tensor) != op.group} | set(
+        graph.results
+    )
     return [tensor for tensor in made if tensor in read]
 
 
@@ -169,8 +187,12 @@ def _with_constants(graph: OpGraph, ops: Sequence[str]) -> list[str]:
         stack = [name]
         while stack:
             current = stack[-1]
-            waiting = [ref.node for node in bodies[current] for ref in gd.data_inputs(node)
-                       if ref.node in constant and ref.node in bodies and ref.node != current and ref.node not in needed]
+            waiting = [
+                ref.node
+                for node in bodies[current]
+                for ref in gd.data_inputs(node)
+                if ref.node in constant and ref.node in bodies and ref.node != current and ref.node not in needed
+            ]
             if waiting:
                 stack += waiting
             else:
@@ -183,7 +205,9 @@ def _with_constants(graph: OpGraph, ops: Sequence[str]) -> list[str]:
 
 
 def _placeholder(spec: TensorSpec) -> gd.NodeDef:
-    node = gd.make_node(marker(spec.name), "Placeholder", [], dtype=gd.type_attr(tf.as_dtype(spec.dtype).as_datatype_enum))
+    node = gd.make_node(
+        marker(spec.name), "Placeholder", [], dtype=gd.type_attr(tf.as_dtype(spec.dtype).as_datatype_enum)
+    )
     if spec.shape is None:
         node.attr["shape"].shape.unknown_rank = True
     else:
@@ -193,7 +217,7 @@ def _placeholder(spec: TensorSpec) -> gd.NodeDef:
 
 
 def _redirected(node: gd.NodeDef, redirect: Mapping[gd.Ref, str]) -> gd.NodeDef:
-    copy = gd.NodeDef()
+    copy = gd.new_node_def()
     copy.CopyFrom(node)
     inputs = [redirect.get(gd.parse_ref(text), text) for text in node.input if not text.startswith("^")]
     copy.ClearField("input")
@@ -212,13 +236,16 @@ def to_onnx(graph: OpGraph, ops: Sequence[str], *, marked: bool) -> tuple[Any, d
         Exception: whatever tf2onnx raises; the caller decides which ops are to blame.
     """
     nodes, entering, leaving = subgraph_nodes(graph, ops, marked=marked)
-    weights = {f"{node.name}:0": graph.lowering.weights[node.name] for node in nodes if node.name.startswith(WEIGHT)
-               and node.op == "Placeholder"}
+    weights = {
+        f"{node.name}:0": graph.lowering.weights[node.name]
+        for node in nodes
+        if node.name.startswith(WEIGHT) and node.op == "Placeholder"
+    }
     inputs = [graph.onnx_name(tensor) for tensor in entering] + list(weights)
     outputs = [graph.onnx_name(tensor) for tensor in leaving]
     if marked:
-        # Every tensor that a cut may fall on is an output, or tf2onnx drops what a rewritten loop no longer reads. It renames
-        # what it returns, so the markers, which must keep their names, get an Identity more.
+        # Every tensor that a cut may fall on is an output, or tf2onnx drops what a rewritten loop no longer reads. It
+        # renames what it returns, so the markers, which must keep their names, get an Identity more.
         leaving = _cuttable(graph, ops)
         outputs = [""] * len(leaving)
         for index, tensor in enumerate(leaving):

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from refimpl.artifacts import Array
 from refimpl.specs import TensorSpec
 
-_UNSUPPORTED_DTYPES = {
+_UNSUPPORTED_DTYPES: dict[Any, str] = {
     onnx.TensorProto.DOUBLE: "float64 (TensorRT would compute it in float32)",
     onnx.TensorProto.STRING: "string",
     onnx.TensorProto.COMPLEX64: "complex64",
@@ -84,9 +84,11 @@ def cut_out(
     tensors = graph.tensors()
     for tensor_name, spec in [*inputs.items(), *outputs.items()]:
         tensors[tensor_name].dtype = spec.numpy_dtype()
-        tensors[tensor_name].shape = None if spec.shape is None else [
-            f"{tensor_name}/{axis}" if size is None else size for axis, size in enumerate(spec.shape)
-        ]
+        tensors[tensor_name].shape = (
+            None
+            if spec.shape is None
+            else [f"{tensor_name}/{axis}" if size is None else size for axis, size in enumerate(spec.shape)]
+        )
     wanted = {id(node) for node in nodes}
     part = gs.Graph(
         nodes=[node for node in graph.nodes if id(node) in wanted],  # in the graph's own, topological order
@@ -107,7 +109,11 @@ def refusal_of(node: gs.Node) -> str:
         return f"tf2onnx has no lowering for {node.op}"
     for tensor in [*node.inputs, *node.outputs]:
         dtype = tensor.dtype
-        kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) if dtype is not None and not isinstance(dtype, int) else dtype
+        kind = (
+            onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+            if dtype is not None and not isinstance(dtype, int)
+            else dtype
+        )
         if kind in _UNSUPPORTED_DTYPES and not (isinstance(tensor, gs.Constant) and tensor.values.size == 0):
             return f"its lowering computes in {_UNSUPPORTED_DTYPES[kind]}"
     for value in node.attrs.values():

@@ -1,10 +1,11 @@
 """Partition: sort a signature's ops into islands, maximal convex sets of convertible ops. Pure graph work.
 
-A set is convex when no path leaves it and comes back: only then can one engine call stand for it. The method has two steps:
+A set is convex when no path leaves it and comes back: only then can one engine call stand for it. The method has two
+steps:
 
 1. Every op gets a rank, the largest number of times that a path to it enters convertible ops from ones that are not.
-   Along a path ranks never fall, and a path that leaves convertible ops and re-enters them rises: so connected convertible
-   ops of one rank are convex, and all these sets can be contracted at once without a cycle. This is linear.
+   Along a path ranks never fall, and a path that leaves convertible ops and re-enters them rises: so connected
+   convertible ops of one rank are convex, and all these sets can be contracted at once without a cycle. This is linear.
 2. Neighbouring islands are merged where that makes no cycle, until none can be.
 """
 
@@ -82,7 +83,8 @@ def _group_order(ops: Mapping[str, Op], edges: Mapping[str, tuple[str, ...]]) ->
     for name, op in ops.items():
         members[op.group].append(name)
     before = {
-        group: {ops[source].group for name in names for source in edges[name]} - {group} for group, names in members.items()
+        group: {ops[source].group for name in names for source in edges[name]} - {group}
+        for group, names in members.items()
     }
     after: dict[int, list[int]] = defaultdict(list)
     for group, sources in before.items():
@@ -169,7 +171,13 @@ class _Contracted:
         return island
 
     def island_edges(self) -> list[tuple[int, int]]:
-        return [(a, b) for a, after in list(self._after.items()) if isinstance(a, int) for b in list(after) if isinstance(b, int)]
+        return [
+            (a, b)
+            for a, after in list(self._after.items())
+            if isinstance(a, int)
+            for b in list(after)
+            if isinstance(b, int)
+        ]
 
     def only_direct(self, first: int, second: int) -> bool:
         """Whether ``second`` follows ``first`` and cannot be reached from it through any other vertex."""

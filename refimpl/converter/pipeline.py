@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Converted:
     stitched: Stitched | None
     files: Mapping[str, Path]
     notes: tuple[str, ...] = ()
-    samples: Seen = Seen()
+    samples: Seen = field(default_factory=Seen)
 
 
 def convert(source_path: Path, target: Path, recipe: Recipe, tell: Tell) -> Manifest:
@@ -74,10 +74,11 @@ def convert(source_path: Path, target: Path, recipe: Recipe, tell: Tell) -> Mani
             source = Source(source_path, recipe.tags)
         with source:
             wanted = source.pick_signatures(recipe.signatures)
-            mutable = mutable_state(source)
+            job = _Job(source, recipe, mutable_state(source), bundle_id, Path(scratch), clock, tell)
             done = [
-                _convert_signature(source, key, index, recipe, mutable, bundle_id, Path(scratch), clock, tell)
-                if key in wanted else _kept(source, key, "not asked for (--signature)")
+                _convert_signature(job, key, index)
+                if key in wanted
+                else _kept(source, key, "not asked for (--signature)")
                 for index, key in enumerate(source.signature_keys)
             ]
             tell("writing the bundle")
@@ -87,8 +88,12 @@ def convert(source_path: Path, target: Path, recipe: Recipe, tell: Tell) -> Mani
             manifest = bundle.seal(folder, manifest)
             with clock.time("check"):
                 tell("running the finished bundle against TensorFlow")
-                extra = check_bundle.prove(folder, source, manifest, {item.record.signature.key: item.samples for item in done})
-            manifest = bundle.seal(folder, _with(manifest, notes=(*manifest.notes, *extra), timings=dict(clock.seconds)))
+                extra = check_bundle.prove(
+                    folder, source, manifest, {item.record.signature.key: item.samples for item in done}
+                )
+            manifest = bundle.seal(
+                folder, replace(manifest, notes=(*manifest.notes, *extra), timings=dict(clock.seconds))
+            )
     return manifest
 
 
@@ -106,33 +111,44 @@ def explain(source_path: Path, recipe: Recipe, tell: Tell) -> tuple[str, list[Pl
         return judge.name, plans
 
 
-def _convert_signature(
-    source: Source, key: str, index: int, recipe: Recipe, mutable: frozenset[str], bundle_id: str, scratch: Path,
-    clock: Clock, tell: Tell,
-) -> Converted:
+@dataclass(frozen=True)
+class _Job:
+    """What the conversion of every signature shares."""
+
+    source: Source
+    recipe: Recipe
+    mutable: frozenset[str]  # tensors of variables that some signature assigns
+    bundle_id: str
+    scratch: Path
+    clock: Clock
+    tell: Tell
+
+
+def _convert_signature(job: _Job, key: str, index: int) -> Converted:
+    source, recipe, clock, tell = job.source, job.recipe, job.clock, job.tell
     judge = pick_judge()
     try:
         with clock.time("load", signature=key):
-            signature, graph = signature_source(source, key, mutable)
-    except SourceError:
+            signature, graph = signature_source(source, key, job.mutable)
+    except SourceError as error:
         if key in recipe.signatures:
             raise
-        return _kept(source, key, "it cannot be cut out of the model")
+        return _kept(source, key, error.message)
     with clock.time("plan", signature=key):
-        plan = make_plan(graph, recipe, judge, mutable, tell)
+        plan = make_plan(graph, recipe, judge, job.mutable, tell)
     with clock.time("look", signature=key):
         tell("running samples in TensorFlow")
         native = NativeGraph(source, signature)
         seen = look(graph, native, recipe)
     with clock.time("build", signature=key):
-        folder = scratch / str(index)
+        folder = job.scratch / str(index)
         folder.mkdir()
         plan, islands = settle(plan, native, seen, recipe, judge, folder, tell)
     named = {f"TRTEngineOp_{index:03d}_{number:03d}": island for number, island in enumerate(islands)}
     with clock.time("stitch", signature=key):
         attributes = {"_precision_mode": _PRECISION_MODE[recipe.precision], "_profile_strategy": recipe.profile}
-        stitched = stitch_signature(graph, named, bundle_id, attributes) if named else None
-    record, files = _record(plan, named, recipe)
+        stitched = stitch_signature(graph, named, job.bundle_id, attributes) if named else None
+    record, files = _record(plan, named)
     return Converted(record, stitched, files, seen.notes, seen)
 
 
@@ -147,7 +163,7 @@ def _kept(source: Source, key: str, reason: str) -> Converted:
     return Converted(SignatureRecord(signature=signature, converted=False, reason=reason), None, {})
 
 
-def _record(plan: Plan, named: Mapping[str, Island], recipe: Recipe) -> tuple[SignatureRecord, dict[str, Path]]:
+def _record(plan: Plan, named: Mapping[str, Island]) -> tuple[SignatureRecord, dict[str, Path]]:
     files: dict[str, Path] = {}
     records = []
     for name, island in named.items():
@@ -166,18 +182,20 @@ def _record(plan: Plan, named: Mapping[str, Island], recipe: Recipe) -> tuple[Si
             file = island.built[0].file.with_suffix(".probe.npz")
             runtime.write_probe(file, finding.probe.inputs, finding.probe.outputs)
             files[probe] = file
-        records.append(IslandRecord(
-            name=name,
-            ops=tuple((op, plan.graph.ops[op].type) for op in island.ops),
-            inputs=_specs(plan, island.entering),
-            outputs=_specs(plan, island.leaving),
-            engines=tuple(built),
-            probe=probe,
-            finite_only=finding.finite_only,
-            precision=island.precision,
-            verified=f"{finding.compared} samples agree with TensorFlow" if finding.compared else "",
-            notes=island.notes,
-        ))
+        records.append(
+            IslandRecord(
+                name=name,
+                ops=tuple((op, plan.graph.ops[op].type) for op in island.ops),
+                inputs=_specs(plan, island.entering),
+                outputs=_specs(plan, island.leaving),
+                engines=tuple(built),
+                probe=probe,
+                finite_only=finding.finite_only,
+                precision=island.precision,
+                verified=f"{finding.compared} samples agree with TensorFlow" if finding.compared else "",
+                notes=island.notes,
+            )
+        )
     reasons = plan.reasons
     ops = plan.graph.ops
     left = tuple(
@@ -210,17 +228,23 @@ def _write(source: Source, folder: Path, done: list[Converted], bundle_id: str) 
     proto: Any = type(source.proto)()
     proto.CopyFrom(source.proto)
     meta_graph = next(meta for meta in proto.meta_graphs if set(meta.meta_info_def.tags) == set(source.tags))
-    for item in done:
-        if item.stitched is not None:
-            install(meta_graph, item.stitched, bundle_id)
-        for stored, file in item.files.items():
+    for converted in done:
+        if converted.stitched is not None:
+            install(meta_graph, converted.stitched, bundle_id)
+        for stored, file in converted.files.items():
             shutil.move(file, folder / stored)
     (folder / "saved_model.pb").write_bytes(proto.SerializeToString())
     return tuple(dict.fromkeys(note for item in done for note in item.notes))
 
 
 def _manifest(
-    source: Source, source_path: Path, recipe: Recipe, bundle_id: str, done: list[Converted], notes: tuple[str, ...], clock: Clock
+    source: Source,
+    source_path: Path,
+    recipe: Recipe,
+    bundle_id: str,
+    done: list[Converted],
+    notes: tuple[str, ...],
+    clock: Clock,
 ) -> Manifest:
     return Manifest(
         bundle_id=bundle_id,
@@ -236,7 +260,9 @@ def _manifest(
         recipe=recipe.to_json(),
         signatures=tuple(item.record for item in done),
         timings=dict(clock.seconds),
-        notes=notes if recipe.verify else (*notes, "UNVERIFIED: islands were not compared with TensorFlow (--no-verify)"),
+        notes=notes
+        if recipe.verify
+        else (*notes, "UNVERIFIED: islands were not compared with TensorFlow (--no-verify)"),
     )
 
 
@@ -244,12 +270,6 @@ def _precision(recipe: Recipe, done: list[Converted]) -> str:
     """What the least precise island computes in: a model that is float16 itself is no FP32 bundle."""
     found = {island.precision for item in done for island in item.record.islands}
     return "fp16" if "fp16" in found else recipe.precision
-
-
-def _with(manifest: Manifest, **changes: Any) -> Manifest:
-    import dataclasses
-
-    return dataclasses.replace(manifest, **changes)
 
 
 def _check_engines(recipe: Recipe) -> None:

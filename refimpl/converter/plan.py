@@ -21,10 +21,14 @@ from refimpl.converter.lower import OpGraph, leaving_tensors, op_graph
 from refimpl.converter.native import NativeGraph
 from refimpl.converter.partition import partition
 from refimpl.converter.samples import Sample
-from refimpl.errors import RunError
+from refimpl.errors import RecipeError, RunError
 from refimpl.recipe import Recipe
 
 Tell = Callable[[str], None]  # receives a line on what is being done
+_NO_WHOLE_SAMPLE = (
+    "no input that can be made up runs through the whole model; islands were verified with values drawn at their cuts "
+    "(give real samples with --calibration)"
+)
 _PROFILE_BATCH = 8  # the largest batch of an engine when nobody gave shapes
 
 
@@ -47,6 +51,8 @@ def signature_source(source: Source, key: str, mutable: frozenset[str]) -> tuple
     """A signature's graph and its ops; variables that some signature assigns stay variables.
 
     Args:
+        source: the open model.
+        key: the signature's key.
         mutable: tensors (in the model's own graph) of variables that some signature assigns.
     """
     graph = signature_graph(source, key)
@@ -61,7 +67,7 @@ def mutable_state(source: Source) -> frozenset[str]:
     for key in source.signature_keys:
         try:
             graph = signature_graph(source, key)
-        except Exception:  # a signature that cannot be cut out is judged by name below
+        except Exception:  # noqa: BLE001  a signature that cannot be cut out is judged by name below
             continue
         tensors = {arg.name: arg.tensor for arg in graph.args}
         found |= {tensors[name] for name in assigned_variables(graph)}
@@ -126,7 +132,16 @@ def look(graph: OpGraph, native: NativeGraph, recipe: Recipe) -> Seen:
         return True
 
     shapes: dict[str, list[tuple[int, ...]]] = {}
+    known = {spec.name: spec for spec in signature.inputs}
     for name, shape in recipe.shapes:
+        if name not in known:
+            raise RecipeError(
+                f"--shape names {name!r}, which is no input", hint=f"inputs: {', '.join(known) or 'none'}"
+            )
+        if not known[name].accepts(shape):
+            raise RecipeError(
+                f"--shape {name}={list(shape)} does not fit", hint=f"the input is {known[name].describe()}"
+            )
         shapes.setdefault(name, []).append(shape)
     if recipe.calibration:
         samples: list[Sample] = []
@@ -136,10 +151,7 @@ def look(graph: OpGraph, native: NativeGraph, recipe: Recipe) -> Seen:
                 break
         return Seen(tuple(samples), tuple(samples))
     made = sampling.made_up(signature, shapes, accepts, max([2, *(len(item) for item in shapes.values())]))
-    notes = () if made or not signature.inputs else (
-        "no input that can be made up runs through the whole model; islands were verified with values drawn at their cuts "
-        "(give real samples with --calibration)",
-    )
+    notes = () if made or not signature.inputs else (_NO_WHOLE_SAMPLE,)
     profile = made
     if made and not shapes and "tensorrt" in recipe.engines:
         profile = [*made, *_batched(signature.inputs, made[0], accepts)]
@@ -175,7 +187,9 @@ def settle(
     graph, refused = plan.graph, dict(plan.refused)
     while True:
         cuts = sorted(_cut_tensors(graph, plan.islands))
-        evidence = verify.evidence_of(graph, native, cuts, seen.samples) if recipe.verify or seen.profile_samples else []
+        evidence = (
+            verify.evidence_of(graph, native, cuts, seen.samples) if recipe.verify or seen.profile_samples else []
+        )
         shapes = verify.evidence_of(graph, native, cuts, seen.profile_samples) if "tensorrt" in recipe.engines else []
         maker = IslandMaker(graph, native, evidence, shapes, recipe, folder)
         new: dict[str, str] = {}

@@ -14,12 +14,15 @@ Shapes = tuple[tuple[int, ...], ...]
 _MAX_SHAPE_VALUES = 64  # a longer integer vector is data, not a shape
 
 
-def profiles_for(strategy: str, specs: Sequence[TensorSpec], seen: Sequence[Mapping[str, Array]]) -> tuple[Profile, ...]:
+def profiles_for(
+    strategy: str, specs: Sequence[TensorSpec], seen: Sequence[Mapping[str, Array]]
+) -> tuple[Profile, ...]:
     """Profiles of one island.
 
     Args:
-        strategy: ``range`` (one profile from the smallest to the largest, opt = largest), ``optimal`` (one per shape, fixed),
-            ``range+optimal`` (the optimal ones first), ``implicit-batch`` (one per shape, first dimension from 1).
+        strategy: ``range`` (one profile from the smallest to the largest, opt = largest), ``optimal`` (one per shape,
+            fixed), ``range+optimal`` (the optimal ones first), ``implicit-batch`` (one per shape, first dimension from
+            1).
         specs: the island's inputs.
         seen: values at the island's inputs, by tensor name, one mapping per sample.
 
@@ -64,8 +67,12 @@ def _batch_one(shapes: Shapes, specs: Sequence[TensorSpec]) -> Shapes:
 def _shape_like(specs: Sequence[TensorSpec]) -> list[int]:
     """Indices of inputs that TensorRT may use as shapes: short integer vectors and scalars."""
     return [
-        index for index, spec in enumerate(specs)
-        if spec.dtype in ("int32", "int64") and spec.shape is not None and len(spec.shape) <= 1 and None not in spec.shape
+        index
+        for index, spec in enumerate(specs)
+        if spec.dtype in ("int32", "int64")
+        and spec.shape is not None
+        and len(spec.shape) <= 1
+        and None not in spec.shape
         and int(np.prod([size or 0 for size in spec.shape], dtype=int)) <= _MAX_SHAPE_VALUES
     ]
 

@@ -1,6 +1,7 @@
 """TensorFlow ops that tf2onnx has no lowering for, spelled in ops that it has. Used for lowering only.
 
-Each rule says what it equals; whether it holds is not taken on trust: every island is verified against the original ops.
+Each rule says what it equals; whether it holds is not taken on trust: every island is verified against the original
+ops.
 """
 
 from __future__ import annotations

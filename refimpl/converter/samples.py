@@ -42,20 +42,21 @@ def kinds() -> tuple[str, ...]:
 def draw(spec: TensorSpec, shape: Sequence[int], kind: str, rng: np.random.Generator) -> Array:
     """Random values of one tensor.
 
-    Floats are normal with a few larger ones; integers as ``kind`` says and never zero when of mixed sign (they may divide);
-    bools are fair coins; strings are short ASCII words.
+    Floats are normal with a few larger ones; integers as ``kind`` says and never zero when of mixed sign (they may
+    divide); bools are fair coins; strings are short ASCII words.
     """
     dtype = spec.numpy_dtype()
-    if dtype == object:
+    if spec.dtype == "string":
         return np.array([b"sample"] * int(np.prod(shape, dtype=int)), dtype=object).reshape(shape)
     if dtype == np.bool_:
         return rng.random(shape) < 0.5
     if np.issubdtype(dtype, np.integer):
         low, high = next((low, high) for name, low, high in _INTEGERS if name == kind)
         if dtype.kind == "u":
-            return rng.integers(0, 256 if dtype.itemsize == 1 and kind == "mixed-sign" else max(high, 1), shape).astype(dtype)
-        values = rng.integers(low, high, shape)
-        return np.where(values == 0, 1, values).astype(dtype) if kind == "mixed-sign" else values.astype(dtype)
+            bytes_like = dtype.itemsize == 1 and kind == "mixed-sign"
+            return rng.integers(0, 256 if bytes_like else max(high, 1), shape).astype(dtype)
+        numbers = rng.integers(low, high, shape)
+        return np.where(numbers == 0, 1, numbers).astype(dtype) if kind == "mixed-sign" else numbers.astype(dtype)
     if dtype.kind == "c":
         return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
     values = rng.standard_normal(shape)
@@ -68,11 +69,18 @@ def rng_for(*names: object) -> np.random.Generator:
 
 
 def with_nonfinite(sample: Sample, rng: np.random.Generator) -> list[Sample]:
-    """The sample with some of its float values replaced by NaN, by +infinity, by -infinity, and by all three; [] without floats."""
+    """The sample with some of its float values replaced by NaN, by +infinity, by -infinity, and by all three; []
+    without floats.
+    """
     if not any(array.dtype.kind == "f" and array.size for array in sample.values.values()):
         return []
     found = []
-    for name, bad in (("NaN", [np.nan]), ("+inf", [np.inf]), ("-inf", [-np.inf]), ("non-finite", [np.nan, np.inf, -np.inf])):
+    for name, bad in (
+        ("NaN", [np.nan]),
+        ("+inf", [np.inf]),
+        ("-inf", [-np.inf]),
+        ("non-finite", [np.nan, np.inf, -np.inf]),
+    ):
         values = dict(sample.values)
         for tensor, array in sample.values.items():
             if array.dtype.kind == "f" and array.size:
@@ -88,13 +96,14 @@ def guess_shape(spec: TensorSpec, variant: int, fixed: Sequence[int] | None = No
         return tuple(fixed)
     shape = (None, None) if spec.shape is None else spec.shape
     batch, size = _BATCHES[variant % len(_BATCHES)], _SIZES[variant % len(_SIZES)]
-    return tuple(
-        known if known is not None else (batch if axis == 0 else size) for axis, known in enumerate(shape)
-    )
+    return tuple(known if known is not None else (batch if axis == 0 else size) for axis, known in enumerate(shape))
 
 
 def made_up(
-    signature: Signature, fixed: Mapping[str, Sequence[Sequence[int]]], accepts: Callable[[Sample], bool], count: int = 2
+    signature: Signature,
+    fixed: Mapping[str, Sequence[Sequence[int]]],
+    accepts: Callable[[Sample], bool],
+    count: int = 2,
 ) -> list[Sample]:
     """Samples for a whole signature that TensorFlow accepts: values of the most telling kind that works.
 
@@ -116,10 +125,13 @@ def made_up(
             shapes = {
                 spec.name: guess_shape(spec, variant, _pick(fixed.get(spec.name), variant)) for spec in signature.inputs
             }
-            sample = Sample(name, {
-                spec.name: draw(spec, shapes[spec.name], kind, rng_for(signature.key, spec.name, name))
-                for spec in signature.inputs
-            })
+            sample = Sample(
+                name,
+                {
+                    spec.name: draw(spec, shapes[spec.name], kind, rng_for(signature.key, spec.name, name))
+                    for spec in signature.inputs
+                },
+            )
             if accepts(sample):
                 found.append(sample)
                 break
@@ -136,7 +148,7 @@ def user_samples(where: str, signature: Signature) -> Iterator[Sample]:
     """The user's samples of one signature.
 
     Args:
-        where: an ``.npz`` file (keys are input names), a folder of them, or ``package.module:function`` that yields dicts.
+        where: an ``.npz`` file (keys are input names), a folder of them, or a ``package.module:function`` of dicts.
         signature: whose inputs they must fit.
 
     Raises:
@@ -162,13 +174,17 @@ def _read(where: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
         try:
             generator = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError) as error:
-            raise RecipeError(f"cannot import {where}: {error}", hint="it must name a function on the Python path") from None
+            raise RecipeError(
+                f"cannot import {where}: {error}", hint="it must name a function on the Python path"
+            ) from None
         for index, item in enumerate(generator()):
             if not isinstance(item, Mapping):
                 raise RecipeError(f"{where} yielded {type(item).__name__}", hint="yield dicts of arrays by input name")
             yield f"{where}#{index}", item
     else:
-        raise RecipeError(f"no samples at {where}", hint="give an .npz file, a folder of them, or package.module:function")
+        raise RecipeError(
+            f"no samples at {where}", hint="give an .npz file, a folder of them, or package.module:function"
+        )
 
 
 def _load_npz(file: Path) -> dict[str, Array]:
@@ -186,7 +202,7 @@ def _fitted(name: str, values: Mapping[str, Any], signature: Signature) -> dict[
             raise RecipeError(f"sample {name} has no input {spec.name!r}", hint=f"it has: {', '.join(values)}")
         array = np.asarray(values[spec.name])
         want = spec.numpy_dtype()
-        array = array.astype(object) if want == object else array
+        array = array.astype(object) if spec.dtype == "string" else array
         if array.dtype != want or not spec.accepts(array.shape):
             raise RecipeError(
                 f"sample {name}: {spec.name!r} is {array.dtype}{list(array.shape)}", hint=f"expected {spec.describe()}"

@@ -1,15 +1,14 @@
 """Stitch: write the model's SavedModel protobuf again, each island one engine node with a native fallback.
 
-Nothing is loaded or traced for this. The signature's function is replaced by one that holds the stitched graph; variables,
-tables, assets, other signatures and the Python object graph stay what they were, weights are stored once, and a model of any
-size costs the same.
+Nothing is loaded or traced for this. The signature's function is replaced by one that holds the stitched graph;
+variables, tables, assets, other signatures and the Python object graph stay what they were, weights are stored once,
+and a model of any size costs the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import tensorflow as tf
 
@@ -36,7 +35,9 @@ class Stitched:
     result_types: tuple[int, ...]
 
 
-def stitch_signature(graph: OpGraph, islands: Mapping[str, Island], bundle_id: str, attributes: Mapping[str, str]) -> Stitched:
+def stitch_signature(
+    graph: OpGraph, islands: Mapping[str, Island], bundle_id: str, attributes: Mapping[str, str]
+) -> Stitched:
     """The stitched function of one signature.
 
     Args:
@@ -65,7 +66,9 @@ def stitch_signature(graph: OpGraph, islands: Mapping[str, Island], bundle_id: s
     args = [(arg.name, arg_type(arg)) for arg in source.args] + [(ASSET_ARG, _STRING)]
     body, control = _prune(body, {name for name, _ in args}, source.results)
     types = tuple(int(nodes[gd.parse_ref(name).node].attr["T"].type) for name in source.results)
-    results = [(f"result{index}", dtype, name) for index, (dtype, name) in enumerate(zip(types, source.results, strict=True))]
+    results = [
+        (f"result{index}", dtype, name) for index, (dtype, name) in enumerate(zip(types, source.results, strict=True))
+    ]
     function = gd.make_function(f"refimpl_{bundle_id}_{identifier(source.signature.key)}", body, args, results, control)
     library = {function.signature.name: function for function in source.graph_def.library.function}
     helpers += gd.functions_of([*body, *(node for helper in helpers for node in helper.node_def)], library).values()
@@ -80,7 +83,9 @@ class _Native:
     captured: tuple[Arg, ...]  # state that the native segment reads
 
 
-def _branches(graph: OpGraph, name: str, island: Island, nodes: Mapping[str, gd.NodeDef]) -> tuple[_Native, gd.FunctionDef]:
+def _branches(
+    graph: OpGraph, name: str, island: Island, nodes: Mapping[str, gd.NodeDef]
+) -> tuple[_Native, gd.FunctionDef]:
     """The two branches behind an engine node: the original ops, and passing the engine's outputs on."""
     constant = graph.lowering.constant
     state = {arg.name: arg for arg in graph.source.args if arg.kind != "input"}
@@ -88,8 +93,11 @@ def _branches(graph: OpGraph, name: str, island: Island, nodes: Mapping[str, gd.
     inside = set(island.ops)
     names = gd.reachable(nodes, island.ops, stop=stop | frozenset(state) | (frozenset(nodes) - inside - constant))
     captured = tuple(state[item] for item in sorted(names & set(state)))
-    keep = [node for node in graph.lowering.order if node.name in names and (node.name in inside or node.name in constant)
-            and node.name not in state]
+    keep = [
+        node
+        for node in graph.lowering.order
+        if node.name in names and (node.name in inside or node.name in constant) and node.name not in state
+    ]
     entering = {gd.parse_ref(tensor): f"entering/{index}" for index, tensor in enumerate(island.entering)}
     present = {node.name for node in keep}
     body = []
@@ -104,11 +112,17 @@ def _branches(graph: OpGraph, name: str, island: Island, nodes: Mapping[str, gd.
     args = [(f"entering/{index}", dtype) for index, dtype in enumerate(in_types)]
     args += [(arg.name, arg_type(arg)) for arg in captured]
     args += [(f"engine/{index}", dtype) for index, dtype in enumerate(out_types)]
-    results = [(f"result{index}", dtype, tensor) for index, (dtype, tensor) in enumerate(zip(out_types, island.leaving, strict=True))]
+    results = [
+        (f"result{index}", dtype, tensor)
+        for index, (dtype, tensor) in enumerate(zip(out_types, island.leaving, strict=True))
+    ]
     native = gd.make_function(f"{name}_native_segment", body, args, results)
     passing = gd.make_function(
         f"{name}_engine_result",
-        [gd.make_node(f"pass/{index}", "Identity", [f"engine/{index}"], T=gd.type_attr(dtype)) for index, dtype in enumerate(out_types)],
+        [
+            gd.make_node(f"pass/{index}", "Identity", [f"engine/{index}"], T=gd.type_attr(dtype))
+            for index, dtype in enumerate(out_types)
+        ],
         args,
         [(f"result{index}", dtype, f"pass/{index}:0") for index, dtype in enumerate(out_types)],
     )
@@ -116,25 +130,42 @@ def _branches(graph: OpGraph, name: str, island: Island, nodes: Mapping[str, gd.
 
 
 def _engine_nodes(
-    graph: OpGraph, name: str, island: Island, native: _Native, bundle_id: str, attributes: Mapping[str, str],
-    moved: Mapping[gd.Ref, str], owner: Mapping[str, str],
+    graph: OpGraph,
+    name: str,
+    island: Island,
+    native: _Native,
+    bundle_id: str,
+    attributes: Mapping[str, str],
+    moved: Mapping[gd.Ref, str],
+    owner: Mapping[str, str],
 ) -> list[gd.NodeDef]:
     """The engine node, and the conditional that runs the native segment when the engine could not."""
     entering = [moved.get(gd.parse_ref(tensor), tensor) for tensor in island.entering]
     in_types, out_types = _types(graph, island.entering), _types(graph, island.leaving)
-    dtypes = ",".join(graph.specs[tensor].dtype for tensor in island.leaving)  # enough to fall back if the files are gone
+    dtypes = ",".join(
+        graph.specs[tensor].dtype for tensor in island.leaving
+    )  # enough to fall back if the files are gone
     texts = (("name", name), ("bundle", bundle_id), ("dtypes", dtypes))
     constants = [string_const(f"{name}_{what}", text) for what, text in texts]
     inside = set(island.ops)
-    controls = sorted({f"^{owner.get(op, op)}" for member in island.ops for op in graph.ops[member].controls if op not in inside})
+    controls = sorted(
+        {f"^{owner.get(op, op)}" for member in island.ops for op in graph.ops[member].controls if op not in inside}
+    )
     engine = gd.make_node(
-        name, "PyFunc", [ASSET_ARG, *(node.name for node in constants), *entering, *controls],
-        token=TOKEN, Tin=gd.types_attr([_STRING] * 4 + in_types), Tout=gd.types_attr([_BOOL, *out_types]), **attributes,
+        name,
+        "PyFunc",
+        [ASSET_ARG, *(node.name for node in constants), *entering, *controls],
+        token=TOKEN,
+        Tin=gd.types_attr([_STRING] * 4 + in_types),
+        Tout=gd.types_attr([_BOOL, *out_types]),
+        **attributes,
     )
     outputs = [f"{name}:{index + 1}" for index in range(len(out_types))]
     captured = [arg.name for arg in native.captured]
     branch = gd.make_node(
-        f"{name}_value", "If", [f"{name}:0", *entering, *captured, *outputs],
+        f"{name}_value",
+        "If",
+        [f"{name}:0", *entering, *captured, *outputs],
         Tcond=gd.type_attr(_BOOL),
         Tin=gd.types_attr(in_types + [arg_type(arg) for arg in native.captured] + out_types),
         Tout=gd.types_attr(out_types),
@@ -154,7 +185,7 @@ def string_const(name: str, text: str) -> gd.NodeDef:
 
 
 def _redirect(node: gd.NodeDef, moved: Mapping[gd.Ref, str], owner: Mapping[str, str]) -> gd.NodeDef:
-    copy = gd.NodeDef()
+    copy = gd.new_node_def()
     copy.CopyFrom(node)
     copy.ClearField("input")
     for text in node.input:
@@ -166,10 +197,14 @@ def _redirect(node: gd.NodeDef, moved: Mapping[gd.Ref, str], owner: Mapping[str,
 def _prune(body: list[gd.NodeDef], args: set[str], results: Sequence[str]) -> tuple[list[gd.NodeDef], list[str]]:
     """Drop what nothing needs any more; effects that no result waits for are kept as control outputs."""
     nodes = {node.name: node for node in body}
-    placeholders = {name: gd.NodeDef(name=name) for name in args}
+    placeholders = {name: gd.new_node_def(name=name) for name in args}
     alive = gd.reachable({**nodes, **placeholders}, [gd.parse_ref(name).node for name in results], stop=frozenset(args))
     kept = [node for node in body if node.name in alive]
-    control = [node.name for node in kept if node.op.startswith(("Assign", "Assert", "Print", "LookupTableInsert", "ResourceScatter"))]
+    control = [
+        node.name
+        for node in kept
+        if node.op.startswith(("Assign", "Assert", "Print", "LookupTableInsert", "ResourceScatter"))
+    ]
     return kept, control
 
 

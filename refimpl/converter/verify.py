@@ -1,8 +1,8 @@
 """Verify: no island ships unless its outputs were compared with the TensorFlow ops that it replaces.
 
-Two kinds of values are compared. *Whole-model* samples run through TensorFlow once and show what really arrives at every
-cut. *Cut* probes are drawn at the cut itself: integers of mixed sign, zeros, and NaN and infinities, which a whole-model
-sample may never bring there.
+Two kinds of values are compared. *Whole-model* samples run through TensorFlow once and show what really arrives at
+every cut. *Cut* probes are drawn at the cut itself: integers of mixed sign, zeros, and NaN and infinities, which a
+whole-model sample may never bring there.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from refimpl.errors import RunError
 from refimpl.numerics import disagreement
 from refimpl.tolerance import tolerance_for
 
-
-# What these make of a NaN depends on the order in which values are compared, hence on shapes and on the library's kernels:
-# a few probes that agree prove nothing, so NaN and infinities are left to TensorFlow.
+# What these make of a NaN depends on the order in which values are compared, hence on shapes and on the library's
+# kernels: a few probes that agree prove nothing, so NaN and infinities are left to TensorFlow.
 _SELECTING = frozenset(
     """MaxPool MaxPoolV2 MaxPool3D Max Min ArgMax ArgMin TopKV2 Maximum Minimum Softmax LogSoftmax UnsortedSegmentMax
     CombinedNonMaxSuppression NonMaxSuppressionV3 NonMaxSuppressionV4 NonMaxSuppressionV5""".split()
@@ -65,7 +64,11 @@ def evidence_of(
 
 
 def cut_probes(
-    graph: OpGraph, native: NativeGraph, entering: Sequence[str], leaving: Sequence[str], seen: Sequence[Mapping[str, Array]]
+    graph: OpGraph,
+    native: NativeGraph,
+    entering: Sequence[str],
+    leaving: Sequence[str],
+    seen: Sequence[Mapping[str, Array]],
 ) -> list[Evidence]:
     """Probes drawn at the cut, in the most telling kind that TensorFlow accepts, and what TensorFlow makes of them."""
     if not entering:
@@ -73,14 +76,21 @@ def cut_probes(
     base = _draw_until_accepted(graph, native, entering, leaving, seen)
     if base is None:
         return []
-    zeros = Sample("zeros", {name: np.zeros_like(value) if value.dtype.kind == "f" else value for name, value in base.values.items()})
+    zeros = Sample(
+        "zeros",
+        {name: np.zeros_like(value) if value.dtype.kind == "f" else value for name, value in base.values.items()},
+    )
     nonfinite = sampling.with_nonfinite(base, sampling.rng_for(*entering))
     runs = (_run(native, sample, entering, leaving) for sample in (base, zeros, *nonfinite))
     return [made for made in runs if made is not None]
 
 
 def _draw_until_accepted(
-    graph: OpGraph, native: NativeGraph, entering: Sequence[str], leaving: Sequence[str], seen: Sequence[Mapping[str, Array]]
+    graph: OpGraph,
+    native: NativeGraph,
+    entering: Sequence[str],
+    leaving: Sequence[str],
+    seen: Sequence[Mapping[str, Array]],
 ) -> Sample | None:
     for variant in range(3):
         for kind in sampling.kinds():
@@ -131,8 +141,10 @@ def judge_engine(
             if not special and (probe is None or _bytes(item) < _bytes(probe)):
                 probe = item
     if probe is None:
-        return Finding(problem="it could not be verified: TensorFlow accepts no values that can be made up for it "
-                               "(give real samples with --calibration)")
+        return Finding(
+            problem="it could not be verified: TensorFlow accepts no values that can be made up for it "
+            "(give real samples with --calibration)"
+        )
     return Finding(finite_only=finite_only, compared=compared, probe=probe)
 
 

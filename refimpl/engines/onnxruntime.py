@@ -86,7 +86,9 @@ def optimize(model: Any, weights: Mapping[str, Array], target: Path) -> None:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(target)
     if sum(value.nbytes for value in weights.values()) > EXTERNAL_BYTES:
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{target.name}.data")
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", f"{target.name}.data"
+        )
     options.add_external_initializers(names, values)
     try:
         ort.InferenceSession(model.SerializeToString(), options, providers=list(_PROVIDERS))

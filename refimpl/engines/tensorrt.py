@@ -1,7 +1,7 @@
 """TensorRT engines: NVIDIA TensorRT or TensorRT for RTX, whichever is installed; they share one Python API.
 
-Run with TensorRT-RTX 1.7.1 (parse and build on a machine without a GPU) and 1.6.1 (execution on H100/H200); NVIDIA TensorRT
-10.12+ and 11 are written for, type-checked against their stubs, and not run.
+Run with TensorRT-RTX 1.7.1 (parse and build on a machine without a GPU) and 1.6.1 (execution on H100/H200); NVIDIA
+TensorRT 10.12+ and 11 are written for, type-checked against their stubs, and not run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _module() -> Any:
     for name in ("tensorrt", "tensorrt_rtx"):
         try:
             return importlib.import_module(name)
-        except Exception:  # a broken installation fails with anything, from ImportError to a missing shared library
+        except Exception:  # noqa: BLE001  a broken installation fails with anything, from ImportError to a missing shared library
             continue
     return None
 
@@ -61,7 +61,7 @@ def why_not_here() -> str:
 
         with DeviceArray.raw((1,)):
             return ""
-    except Exception as error:  # Polygraphy raises its own type, ctypes an OSError, a driver anything
+    except Exception as error:  # noqa: BLE001  Polygraphy raises its own type, ctypes an OSError, a driver anything
         return f"no usable NVIDIA GPU: {str(error).strip().splitlines()[0][:200]}"
 
 
@@ -69,7 +69,7 @@ class _Log:
     """Collects what TensorRT says while it builds, so that a failure can be explained."""
 
     def __init__(self, trt: Any) -> None:
-        class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
+        class Logger(trt.ILogger):  # type: ignore[misc]
             def log(inner, severity: Any, message: str) -> None:  # noqa: N805
                 if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                     self.errors.append(message)
@@ -102,8 +102,8 @@ def parser_refusals(model: bytes, path: str = "") -> tuple[tuple[Refusal, ...], 
         path: where it lies, when its weights are in files beside it.
 
     Returns:
-        The nodes it names as the cause of a refusal, and whether it takes the whole model. It stops at the first refusal
-        of a region: ask again without the nodes named until it takes everything.
+        The nodes it names as the cause of a refusal, and whether it takes the whole model. It stops at the first
+        refusal of a region: ask again without the nodes named until it takes everything.
     """
     trt = _require()
     log = _Log(trt)
@@ -111,11 +111,13 @@ def parser_refusals(model: bytes, path: str = "") -> tuple[tuple[Refusal, ...], 
     network = _network(trt, builder)  # the parser does not keep it alive
     parser = trt.OnnxParser(network, log.logger)
     whole = bool(parser.supports_model_v2(model, path or None))
-    found = {}
+    found: dict[str, Refusal] = {}
     for index in range(parser.num_errors):
         error = parser.get_error(index)
         if error.node_name():
-            found.setdefault(error.node_name(), Refusal(error.node_name(), f"{error.node_operator()}: {_shorten(error.desc())}"))
+            found.setdefault(
+                error.node_name(), Refusal(error.node_name(), f"{error.node_operator()}: {_shorten(error.desc())}")
+            )
     return tuple(found.values()), whole
 
 
@@ -126,7 +128,9 @@ def build(model: Path, target: Path, profiles: Sequence[Profile], options: Build
     network = _network(trt, builder)
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse_from_file(str(model)):
-        raise BuildError("; ".join(_shorten(parser.get_error(i).desc()) for i in range(parser.num_errors)) or "parser failed")
+        raise BuildError(
+            "; ".join(_shorten(parser.get_error(i).desc()) for i in range(parser.num_errors)) or "parser failed"
+        )
     config = builder.create_builder_config()
     if hasattr(trt.BuilderFlag, "TF32") and not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
@@ -138,7 +142,9 @@ def build(model: Path, target: Path, profiles: Sequence[Profile], options: Build
         config.add_optimization_profile(_trt_profile(builder, network, profile))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise BuildError("; ".join(_shorten(message) for message in log.errors[-3:]) or "TensorRT built nothing and said nothing")
+        raise BuildError(
+            "; ".join(_shorten(message) for message in log.errors[-3:]) or "TensorRT built nothing and said nothing"
+        )
     target.write_bytes(memoryview(plan))
 
 
@@ -215,10 +221,14 @@ class TrtEngine:
             shape = tuple(self._context.get_tensor_shape(name))
             if any(size < 0 for size in shape):
                 raise RunError(f"the shape of output {name} depends on the data")
-            buffers.append(DeviceArray(shape=shape, dtype=np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))))
+            buffers.append(
+                DeviceArray(shape=shape, dtype=np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name))))
+            )
             self._context.set_tensor_address(name, buffers[-1].ptr)
         if not self._context.execute_async_v3(self._stream.ptr):
-            raise RunError("; ".join(_shorten(message) for message in self._log.errors[-2:]) or "TensorRT failed to execute")
+            raise RunError(
+                "; ".join(_shorten(message) for message in self._log.errors[-2:]) or "TensorRT failed to execute"
+            )
         results = [np.empty(buffer.shape, dtype=buffer.dtype) for buffer in buffers]
         for buffer, result in zip(buffers, results, strict=True):
             buffer.copy_to(result, self._stream)

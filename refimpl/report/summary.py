@@ -65,7 +65,10 @@ def print_manifest(console: Console, manifest: Manifest, sizes: Mapping[str, int
         manifest: the bundle's.
         sizes: bytes of each file, by its name in the manifest.
     """
-    console.print(f"bundle {manifest.bundle_id}, made {manifest.created} by refimpl {manifest.refimpl} from {manifest.source_name}")
+    console.print(
+        f"bundle {manifest.bundle_id}, made {manifest.created} by refimpl {manifest.refimpl} "
+        f"from {manifest.source_name}"
+    )
     state = "every island verified against TensorFlow" if manifest.verified else "UNVERIFIED"
     console.print(f"precision {manifest.precision}; {state}; judged by: {manifest.judge}")
     for record in manifest.signatures:
@@ -88,8 +91,11 @@ def _signature(record: SignatureRecord, sizes: Mapping[str, int]) -> RenderableT
         for index, engine in enumerate(island.engines):
             first = index == 0
             table.add_row(
-                island.name if first else "", str(len(island.ops)) if first else "", engine.kind,
-                _mib(sizes.get(engine.file, 0)), (island.verified or "NO") if first else "",
+                island.name if first else "",
+                str(len(island.ops)) if first else "",
+                engine.kind,
+                _mib(sizes.get(engine.file, 0)),
+                (island.verified or "NO") if first else "",
             )
     parts: list[RenderableType] = [head, table]
     if len(record.islands) > _MANY:
@@ -100,7 +106,11 @@ def _signature(record: SignatureRecord, sizes: Mapping[str, int]) -> RenderableT
 
 def _headline(signature: Signature, converted: int, total: int, islands: int) -> Text:
     share = f"{100 * converted / total:.1f} %" if total else "none"
-    lines = [("\nsignature ", ""), (signature.key, "bold"), (f": {converted} of {total} TensorFlow ops ({share}) in {islands} islands\n", "")]
+    lines = [
+        ("\nsignature ", ""),
+        (signature.key, "bold"),
+        (f": {converted} of {total} TensorFlow ops ({share}) in {islands} islands\n", ""),
+    ]
     lines += [(f"  in  {spec.describe()}\n", "dim") for spec in signature.inputs]
     lines += [(f"  out {spec.describe()}\n", "dim") for spec in signature.outputs]
     return Text.assemble(*lines, end="")

@@ -36,10 +36,17 @@ class EngineRecord:
     kind: str
     file: str  # relative to the bundle
     version: str  # library and version that built it
+    precision: str  # what it computes in; decides how close it must come to TensorFlow
     profiles: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "file": self.file, "version": self.version, "profiles": list(self.profiles)}
+        return {
+            "kind": self.kind,
+            "file": self.file,
+            "version": self.version,
+            "precision": self.precision,
+            "profiles": list(self.profiles),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,7 @@ class Recipe:
         calibration: samples of real inputs: an ``.npz`` file, a folder of them, or ``package.module:function``.
         verify: run every island against the TensorFlow ops it replaces before it ships.
         workspace_bytes: memory that TensorRT may use while it builds; 0 leaves the choice to TensorRT.
-        tf32: let FP32 engines round their operands to TF32 on GPUs that can.
+        tf32: let TensorRT's FP32 engines round their operands to TF32 on GPUs that can, and accept answers that loose.
     """
 
     signatures: tuple[str, ...] = ()

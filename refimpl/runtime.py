@@ -197,14 +197,14 @@ class IslandRuntime:
                 assert self._owner.manifest is not None
                 file = bundle.check_file(self._owner.path, self._owner.manifest, stored[kind].file)
                 engine = module.open(file)
-                self._prove(record, engine)
+                self._prove(record, stored[kind].precision, engine)
             except RefimplError as error:
                 self._problems.append(f"{kind}: {error.message}")
                 continue
             opened.append((kind, engine))
         return opened
 
-    def _prove(self, record: IslandRecord, engine: engines.OpenEngine) -> None:
+    def _prove(self, record: IslandRecord, precision: str, engine: engines.OpenEngine) -> None:
         """Run the stored probe on the real device; an engine that disagrees with TensorFlow is never used.
 
         Raises:
@@ -215,7 +215,7 @@ class IslandRuntime:
         assert self._owner.manifest is not None
         inputs, wanted = read_probe(bundle.check_file(self._owner.path, self._owner.manifest, record.probe))
         for spec, want, got in zip(record.outputs, wanted, engine.run(inputs), strict=True):
-            if why := disagreement(want, got, tolerance_for(record.precision, spec.dtype)):
+            if why := disagreement(want, got, tolerance_for(precision, spec.dtype)):
                 raise RunError(f"its engine disagrees with TensorFlow on this machine: {why}")
 
 

@@ -28,6 +28,7 @@ class Built:
     kind: str
     file: Path
     version: str
+    precision: str
     profiles: tuple[Profile, ...]
 
 
@@ -85,16 +86,17 @@ class IslandMaker:
         model, finding, notes = self._model(ops, leaving, evidence)
         if finding.problem:
             return Rejection(self._blame(ops, finding.problem, self._problem_of))
-        built = [Built(onnxruntime.NAME, model, onnxruntime.version(), ())]
+        precision = self._precision(ops)
+        built = [Built(onnxruntime.NAME, model, onnxruntime.version(), precision, ())]
         for kind in self._recipe.engines:
             if kind == onnxruntime.NAME:
                 continue
             try:
-                built.append(self._build(kind, model, entering, evidence))
+                built.append(self._build(kind, model, precision, entering, evidence))
             except BuildError as error:
                 reasons = self._blame(ops, error.message, lambda part, kind=kind: self._build_problem(kind, part))  # type: ignore[misc]
                 return Rejection({op: f"{kind} cannot build it: {why}" for op, why in reasons.items()})
-        return Island(ops, tuple(entering), tuple(leaving), tuple(built), finding, self._precision(ops), tuple(notes))
+        return Island(ops, tuple(entering), tuple(leaving), tuple(built), finding, precision, tuple(notes))
 
     def _evidence(self, entering: Sequence[str], leaving: Sequence[str]) -> list[Evidence]:
         if not self._recipe.verify:
@@ -150,7 +152,9 @@ class IslandMaker:
         half = any(spec.dtype == "float16" for name in ops for spec in self._graph.ops[name].outputs)
         return "fp16" if half else self._recipe.precision
 
-    def _build(self, kind: str, model: Path, entering: Sequence[str], evidence: Sequence[Evidence]) -> Built:
+    def _build(
+        self, kind: str, model: Path, precision: str, entering: Sequence[str], evidence: Sequence[Evidence]
+    ) -> Built:
         module = engines.kind(kind)
         specs = [self._graph.specs[tensor] for tensor in entering]
         seen: Sequence[Mapping[str, Array]] = self._profile_seen
@@ -161,7 +165,8 @@ class IslandMaker:
         profiles = profiles_for(self._recipe.profile, specs, seen)
         target = model.with_name(f"{model.name.split('.')[0]}{module.SUFFIX}")
         module.build(model, target, profiles, BuildOptions(self._recipe.tf32, self._recipe.workspace_bytes))
-        return Built(kind, target, module.version(), profiles)
+        rounded = "tf32" if self._recipe.tf32 and precision == "fp32" else precision
+        return Built(kind, target, module.version(), rounded, profiles)
 
     def _problem_of(self, ops: Sequence[str]) -> str:
         _, entering, leaving = lower.subgraph_nodes(self._graph, ops, marked=False)
@@ -177,7 +182,7 @@ class IslandMaker:
         if finding.problem:
             return finding.problem
         try:
-            self._build(kind, model, entering, evidence)
+            self._build(kind, model, self._precision(ops), entering, evidence)
         except BuildError as error:
             return error.message
         return ""

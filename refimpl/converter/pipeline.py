@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from refimpl.converter.load import Source, read_signature, tree_sha256
 from refimpl.converter.native import NativeGraph
 from refimpl.converter.plan import Plan, Seen, look, make_plan, mutable_state, settle, signature_source
 from refimpl.converter.stitch import Stitched, stitch_signature
-from refimpl.errors import SourceError, UnsupportedError, stage
+from refimpl.errors import RecipeError, SourceError, UnsupportedError, stage
 from refimpl.recipe import Recipe
 from refimpl.specs import TensorSpec
 
@@ -74,6 +74,7 @@ def convert(source_path: Path, target: Path, recipe: Recipe, tell: Tell) -> Mani
             source = Source(source_path, recipe.tags)
         with source:
             wanted = source.pick_signatures(recipe.signatures)
+            _check_shapes(source, wanted, recipe)
             job = _Job(source, recipe, mutable_state(source), bundle_id, Path(scratch), clock, tell)
             done = [
                 _convert_signature(job, key, index)
@@ -95,6 +96,16 @@ def convert(source_path: Path, target: Path, recipe: Recipe, tell: Tell) -> Mani
                 folder, replace(manifest, notes=(*manifest.notes, *extra), timings=dict(clock.seconds))
             )
     return manifest
+
+
+def _check_shapes(source: Source, wanted: Sequence[str], recipe: Recipe) -> None:
+    inputs = [name for key in wanted for name in source.meta_graph.signature_def[key].inputs]
+    for name, _ in recipe.shapes:
+        if name not in inputs:
+            known = ", ".join(dict.fromkeys(inputs)) or "none"
+            raise RecipeError(
+                f"--shape names {name!r}, which is no input of {', '.join(wanted)}", hint=f"inputs: {known}"
+            )
 
 
 def explain(source_path: Path, recipe: Recipe, tell: Tell) -> tuple[str, list[Plan]]:
@@ -175,7 +186,11 @@ def _record(plan: Plan, named: Mapping[str, Island]) -> tuple[SignatureRecord, d
             if data.exists():
                 files[f"{bundle.FOLDER}/islands/{data.name}"] = data
             profiles = tuple({"min": p.min, "opt": p.opt, "max": p.max, "values": p.values} for p in item.profiles)
-            built.append(EngineRecord(kind=item.kind, file=stored, version=item.version, profiles=profiles))
+            built.append(
+                EngineRecord(
+                    kind=item.kind, file=stored, version=item.version, precision=item.precision, profiles=profiles
+                )
+            )
         finding = island.finding
         probe = f"{bundle.FOLDER}/islands/{name}.probe.npz" if finding.probe else ""
         if finding.probe:
@@ -267,9 +282,9 @@ def _manifest(
 
 
 def _precision(recipe: Recipe, done: list[Converted]) -> str:
-    """What the least precise island computes in: a model that is float16 itself is no FP32 bundle."""
-    found = {island.precision for item in done for island in item.record.islands}
-    return "fp16" if "fp16" in found else recipe.precision
+    """What the least precise engine computes in: a model that is float16 itself is no FP32 bundle."""
+    found = {engine.precision for item in done for island in item.record.islands for engine in island.engines}
+    return next((loose for loose in ("fp16", "tf32") if loose in found), recipe.precision)
 
 
 def _check_engines(recipe: Recipe) -> None:

@@ -207,13 +207,28 @@ def read(path: Path, *, check_files: bool = True) -> Manifest:
     if check_files:
         for name in manifest.files:
             check_file(path, manifest, name)
+        _refuse_unknown_files(path, manifest)
     return manifest
+
+
+def _refuse_unknown_files(path: Path, manifest: Manifest) -> None:
+    """TensorFlow and engines read files by name, so one that was slipped in is as bad as one that was changed."""
+    known = {*manifest.files, MANIFEST, POINTER}
+    for name in _file_names(path):
+        if name not in known and not name.startswith("assets.extra/"):  # TensorFlow Serving's, added after the export
+            raise BundleError(
+                f"{path / name} is not a file of the bundle", hint="remove it, or copy or convert the bundle again"
+            )
+
+
+def _file_names(folder: Path) -> list[str]:
+    return sorted(item.relative_to(folder).as_posix() for item in folder.rglob("*") if item.is_file())
 
 
 def _read_manifest(path: Path) -> Manifest:
     try:
         pointer = json.loads((path / POINTER).read_text(encoding="utf-8"))
-        version, digest = pointer["format_version"], pointer["manifest_sha256"]
+        version, digest, bundle_id = pointer["format_version"], pointer["manifest_sha256"], pointer["bundle_id"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path / POINTER} is damaged: {error}", hint="convert the model again") from None
     if version != FORMAT_VERSION:
@@ -233,9 +248,15 @@ def _read_manifest(path: Path) -> Manifest:
             f"{path / MANIFEST} does not have the checksum that it was written with", hint="convert the model again"
         )
     try:
-        return Manifest.from_json(json.loads(text))
-    except (ValueError, KeyError, TypeError) as error:
+        manifest = Manifest.from_json(json.loads(text))
+    except (ValueError, LookupError, TypeError) as error:
         raise BundleError(f"{path / MANIFEST} is damaged: {error}", hint="convert the model again") from None
+    if manifest.bundle_id != bundle_id:
+        raise BundleError(
+            f"{path / POINTER} names bundle {bundle_id}, the manifest {manifest.bundle_id}",
+            hint="convert the model again",
+        )
+    return manifest
 
 
 def check_file(path: Path, manifest: Manifest, name: str) -> Path:
@@ -276,9 +297,8 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
     for name in (POINTER, MANIFEST):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).unlink(missing_ok=True)
-    names = sorted(item.relative_to(folder).as_posix() for item in folder.rglob("*") if item.is_file())
     data = manifest.to_json()
-    data["files"] = {name: file_sha256(folder / name) for name in names}
+    data["files"] = {name: file_sha256(folder / name) for name in _file_names(folder)}
     text = json.dumps(data, indent=1, sort_keys=True).encode()
     (folder / MANIFEST).write_bytes(text)
     pointer = {
@@ -316,7 +336,10 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         BundleError: the disk is full or cannot be written to.
     """
     check_target(target)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
+    except OSError as error:
+        raise _cannot_write(target, error) from error
     try:
         yield folder
         _sync(folder)
@@ -324,11 +347,15 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         folder.chmod(0o755)
         folder.rename(target)
     except OSError as error:
-        raise BundleError(
-            f"cannot write {target}: {error.strerror or error}", hint="free some disk space or choose another folder"
-        ) from error
+        raise _cannot_write(target, error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cannot_write(target: Path, error: OSError) -> BundleError:
+    return BundleError(
+        f"cannot write {target}: {error.strerror or error}", hint="free some disk space or choose another folder"
+    )
 
 
 def _sync(folder: Path) -> None:

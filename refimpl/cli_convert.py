@@ -93,6 +93,7 @@ def _recipe(recipe_file: Path | None, **given: Any) -> Recipe:
 )
 @click.option("--profile", type=click.Choice(PROFILES), help="How shapes become TensorRT profiles.  [default: range]")
 @click.option("--calibration", metavar="FILE.npz|DIR|MOD:FN", help="Real samples to verify and to profile with.")
+@click.option("--tf32", is_flag=True, default=None, help="Let TensorRT round FP32 products to TF32: looser answers.")
 @click.option(
     "--no-verify", is_flag=True, help="Do not compare islands with TensorFlow. The bundle is marked UNVERIFIED."
 )

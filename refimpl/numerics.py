@@ -24,9 +24,12 @@ def disagreement(want: Array, got: Array, tolerance: Tolerance) -> str:
         return f"dtype {got.dtype}, TensorFlow gives {want.dtype}"
     if want.shape != got.shape:
         return f"shape {list(got.shape)}, TensorFlow gives {list(want.shape)}"
-    if want.dtype.kind not in "fc" and want.dtype.name != "bfloat16":
+    if want.dtype.kind != "c" and not _is_float(want):
         wrong = int(np.sum(want != got))
         return f"{wrong} of {want.size} elements differ" if wrong else ""
+    if want.dtype.kind == "c":
+        parts = (("real", want.real, got.real), ("imaginary", want.imag, got.imag))
+        return "; ".join(f"{name} part: {why}" for name, a, b in parts if (why := disagreement(a, b, tolerance)))
     wide, other = want.astype(np.float64), got.astype(np.float64)
     if not np.array_equal(np.isnan(wide), np.isnan(other)):
         return f"NaN at {int(np.isnan(other).sum())} places, TensorFlow at {int(np.isnan(wide).sum())} (or elsewhere)"
@@ -49,9 +52,13 @@ def disagreement(want: Array, got: Array, tolerance: Tolerance) -> str:
     )
 
 
+def _is_float(array: Array) -> bool:
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"  # to NumPy, bfloat16 is of no kind
+
+
 def has_nonfinite(array: Array) -> bool:
     """Whether a float array holds a NaN or an infinity; False for every other dtype."""
-    if array.dtype.kind != "f" or not array.size:
+    if not _is_float(array) or not array.size:
         return False
     # One pass without a temporary decides nearly always; a sum that overflows is looked at again.
     with np.errstate(over="ignore", invalid="ignore"):

@@ -7,10 +7,11 @@ enough.
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,10 @@ class BundleRuntime:
             if self.manifest.bundle_id != bundle_id:
                 self.problem = f"{path} holds another bundle than the one that was loaded"
         except BundleError as error:
-            self.problem = str(error)
+            self.problem = error.message
         self._islands: dict[str, IslandRuntime] = {}
         self._lock = threading.Lock()
+        self._listener = threading.Lock()
         self.kinds: tuple[str, ...] = engines.KINDS
 
     def use(self, kinds: Sequence[str]) -> None:
@@ -109,6 +111,19 @@ class BundleRuntime:
             with self._lock:
                 found = self._islands.setdefault(name, IslandRuntime(self, name))
         return found
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[list[IslandRun]]:
+        """What runs meanwhile, one listener at a time."""
+        with self._listener:
+            trace: list[IslandRun] = []
+            with self._lock:
+                self.trace = trace
+            try:
+                yield trace
+            finally:
+                with self._lock:
+                    self.trace = None
 
     def count(self, run: IslandRun) -> None:
         with self._lock:
@@ -161,7 +176,9 @@ class IslandRuntime:
 
     def _native(self, reason: str) -> list[Array] | None:
         self._owner.count(IslandRun(self._name, NATIVE, reason))
-        if reason not in (EMPTY, NOT_FINITE):
+        if self._owner.problem:
+            _warn_once(f"{self._owner.path}/{reason}", "refimpl: TensorFlow runs all islands: %s", reason)
+        elif reason not in (EMPTY, NOT_FINITE):
             _warn_once(
                 f"{self._owner.path}/{self._name}/{reason}",
                 "refimpl: TensorFlow runs island %s: %s",

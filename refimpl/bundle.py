@@ -25,6 +25,7 @@ FOLDER = "refimpl"
 MANIFEST = f"{FOLDER}/manifest.json"
 ASSET = "refimpl_bundle.json"  # in assets/: TensorFlow hands its path to every engine node
 POINTER = f"assets/{ASSET}"
+WEIGHTS_SUFFIX = ".data"  # after the name of an ONNX file, when its weights are too large to lie in it
 # Ops that compute nothing; they count neither as converted nor as left.
 IDLE_OPS = frozenset(["Identity", "IdentityN", "NoOp", "Snapshot", "StopGradient"])
 
@@ -316,7 +317,7 @@ def check_target(target: Path) -> None:
     Raises:
         RecipeError: with what to do.
     """
-    if target.exists() or target.is_symlink():
+    if os.path.lexists(target):
         raise RecipeError(
             f"{target} exists already", hint="choose another name, or remove it first; nothing is ever overwritten"
         )

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; nothing was written", err=True)
-        return 130
+        return 2
     except BrokenPipeError:
         return 0
     except Exception:  # noqa: BLE001  (the last line of defence: what is left is a bug of refimpl)

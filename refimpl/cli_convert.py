@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,9 @@ def progress() -> Iterator[Callable[[str], None]]:
     """
     console = Console(stderr=True, highlight=False, markup=False, no_color=env.prefers_plain_text() or None)
     with contextlib.redirect_stdout(sys.stderr):
+        if logging.getLogger("refimpl").level >= logging.ERROR:  # --quiet
+            yield lambda _: None
+            return
         if not console.is_terminal:
             yield lambda line: console.print(line, soft_wrap=True)
             return
@@ -178,48 +182,44 @@ def run(
     as_json: bool,
 ) -> None:
     """Run BUNDLE once and say what each island ran on."""
-    import numpy as np
-
     import refimpl
-    from refimpl.report.outputs import describe_run, print_run
+    from refimpl.converter.samples import read_npz
+    from refimpl.report.outputs import describe_run, print_run, write_outputs
 
+    fixed = dict(map(parse_shape, shapes))
+    if fixed and inputs != "random":
+        raise RecipeError("--shape is for --inputs random", hint="the arrays of a file have shapes of their own")
     if output is not None and output.exists():
         raise RecipeError(f"{output} exists already", hint="choose another name; nothing is ever overwritten")
-    env.require_tensorflow()
     with contextlib.redirect_stdout(sys.stderr):
+        env.require_tensorflow()
         loaded = refimpl.load(bundle, engines=engines or None)
         spec = loaded.signature(signature)
-        values = _random(spec, dict(map(parse_shape, shapes))) if inputs == "random" else _read_npz(Path(inputs))
+        values = _random(spec, fixed) if inputs == "random" else read_npz(Path(inputs))
         result = loaded.run(values, spec.key)
     if output is not None:
-        if any(array.dtype == object for array in result.outputs.values()):
-            raise RecipeError("string outputs cannot be written to .npz", hint="leave --output away and use --json")
-        np.savez(output, **result.outputs)  # type: ignore[arg-type]
+        write_outputs(output, result)
     if as_json:
         click.echo(json.dumps(describe_run(result), indent=2))
     else:
         print_run(stdout_console(), result)
 
 
-def _read_npz(file: Path) -> dict[str, Any]:
-    import numpy as np
-
-    try:
-        with np.load(file, allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise RecipeError(
-            f"{file} cannot be read as .npz: {error}", hint="write it with numpy.savez, one array per input"
-        ) from None
-
-
 def _random(spec: Any, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     import numpy as np
 
+    known = [item.name for item in spec.inputs]
+    for name, shape in shapes.items():
+        if name not in known:
+            raise RecipeError(
+                f"--shape names {name!r}, which is no input", hint=f"inputs: {', '.join(known) or 'none'}"
+            )
+        if min(shape, default=0) < 0:
+            raise RecipeError(f"--shape {name}: a dimension of {list(shape)} is negative")
     rng = np.random.default_rng(0)
     values = {}
     for item in spec.inputs:
-        shape = shapes.get(item.name) or tuple(1 if size is None else size for size in item.shape or ())
+        shape = shapes.get(item.name, tuple(1 if size is None else size for size in item.shape or ()))
         dtype = item.numpy_dtype()
         if item.dtype == "string":
             raise RecipeError(f"input {item.name!r} takes strings", hint="give real ones: --inputs FILE.npz")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,8 +33,9 @@ def parse_shapes(options: tuple[str, ...]) -> dict[str, Shape]:
 
 
 def progress_to_stderr() -> Callable[[str], None]:
-    """A reporter of progress: one line per step, on stderr, since stdout is for data."""
-    return lambda line: click.echo(line, err=True)
+    """A reporter of progress: one line per step, on stderr, since stdout is for data; silent after --quiet."""
+    quiet = logging.getLogger("refimpl").level >= logging.ERROR
+    return lambda line: None if quiet else click.echo(line, err=True)
 
 
 @click.command()
@@ -56,16 +60,17 @@ def record(
     """Record TensorFlow's answers of SAVED_MODEL in the new directory GOLDEN."""
     from refimpl import oracle
 
-    made = oracle.record(
-        saved_model,
-        golden,
-        signatures=signatures or None,
-        tags=tags.split(",") if tags is not None else None,
-        cases=cases,
-        shapes=parse_shapes(shapes),
-        seed=seed,
-        progress=progress_to_stderr(),
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # libraries chat; stdout is for data
+        made = oracle.record(
+            saved_model,
+            golden,
+            signatures=signatures or None,
+            tags=tags.split(",") if tags is not None else None,
+            cases=cases,
+            shapes=parse_shapes(shapes),
+            seed=seed,
+            progress=progress_to_stderr(),
+        )
     summary: dict[str, Any] = {
         "golden": str(golden),
         "source_sha256": made.provenance.source_sha256,
@@ -120,14 +125,15 @@ def check(
     from refimpl import oracle
     from refimpl.oracle import render
 
-    verdict = oracle.check(
-        bundle,
-        golden,
-        engines=engines or None,
-        allow_fallback=allow_fallback,
-        allow_unaccelerated=allow_unaccelerated,
-        progress=progress_to_stderr(),
-    )
+    with contextlib.redirect_stdout(sys.stderr):
+        verdict = oracle.check(
+            bundle,
+            golden,
+            engines=engines or None,
+            allow_fallback=allow_fallback,
+            allow_unaccelerated=allow_unaccelerated,
+            progress=progress_to_stderr(),
+        )
     if as_json:
         click.echo(render.to_json_text(verdict))
     else:

@@ -80,3 +80,16 @@ def stage(name: str, **where: object) -> Iterator[None]:
     except RefimplError as error:
         error.where = {"stage": name, **where, **error.where}
         raise
+
+
+def first_line(error: BaseException) -> str:
+    """The line of a library's error that says what happened, 300 characters at most.
+
+    TensorFlow puts headings and Python stacks before it, and nodes after it.
+    """
+    lines = str(getattr(error, "message", "") or error).splitlines()
+    at_nodes = [number for number, line in enumerate(lines) if line.startswith("Node: ")]
+    lines = lines[at_nodes[-1] + 1 if at_nodes else 0 :]
+    headings = ("Graph execution error:", "Detected at node", "<stack traces unavailable>")
+    said = (line.strip() for line in lines if line.strip() and not line.strip().startswith(headings))
+    return next(said, type(error).__name__)[:300]

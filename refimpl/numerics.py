@@ -24,13 +24,16 @@ def disagreement(want: Array, got: Array, tolerance: Tolerance) -> str:
         return f"dtype {got.dtype}, TensorFlow gives {want.dtype}"
     if want.shape != got.shape:
         return f"shape {list(got.shape)}, TensorFlow gives {list(want.shape)}"
-    if want.dtype.kind != "c" and not _is_float(want):
-        wrong = int(np.sum(want != got))
-        return f"{wrong} of {want.size} elements differ" if wrong else ""
     if want.dtype.kind == "c":
         parts = (("real", want.real, got.real), ("imaginary", want.imag, got.imag))
         return "; ".join(f"{name} part: {why}" for name, a, b in parts if (why := disagreement(a, b, tolerance)))
-    wide, other = want.astype(np.float64), got.astype(np.float64)
+    if not _is_float(want):
+        wrong = int(np.sum(want != got))
+        return f"{wrong} of {want.size} elements differ" if wrong else ""
+    return _float_disagreement(want.astype(np.float64), got.astype(np.float64), tolerance)
+
+
+def _float_disagreement(wide: Array, other: Array, tolerance: Tolerance) -> str:
     if not np.array_equal(np.isnan(wide), np.isnan(other)):
         return f"NaN at {int(np.isnan(other).sum())} places, TensorFlow at {int(np.isnan(wide).sum())} (or elsewhere)"
     infinite = np.isinf(wide) | np.isinf(other)
@@ -53,7 +56,7 @@ def disagreement(want: Array, got: Array, tolerance: Tolerance) -> str:
 
 
 def _is_float(array: Array) -> bool:
-    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"  # to NumPy, bfloat16 is of no kind
+    return array.dtype.kind == "f" or str(array.dtype) == "bfloat16"  # to NumPy, bfloat16 is of no kind
 
 
 def has_nonfinite(array: Array) -> bool:

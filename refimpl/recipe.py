@@ -122,12 +122,39 @@ def recipe_with(base: Recipe, data: Mapping[str, Any], source: str) -> Recipe:
         value = given
         if key not in known:
             raise RecipeError(f"{source}: unknown key {key!r}", hint=f"known keys: {', '.join(known)}")
-        default = getattr(base, key)
-        if key == "shapes" and isinstance(value, Mapping):
-            value = [(name, tuple(shape)) for name, shape in value.items()]
-        if isinstance(default, tuple) and isinstance(value, list | tuple):
-            value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
-        if type(value) is not type(default):
-            raise RecipeError(f"{source}: {key} is {value!r}", hint=f"expected {type(default).__name__}")
-        changes[key] = value
+        changes[key] = _typed(value, key, type(getattr(base, key)), source)
     return replace(base, **changes)
+
+
+def _typed(value: Any, key: str, kind: type, source: str) -> Any:
+    if key == "shapes":
+        return _typed_shapes(value, source)
+    if kind is tuple:
+        if isinstance(value, list | tuple) and all(type(item) is str for item in value):
+            return tuple(value)
+        raise RecipeError(f"{source}: {key} is {value!r}", hint="expected a list of strings")
+    if type(value) is not kind:
+        raise RecipeError(f"{source}: {key} is {value!r}", hint=f"expected {kind.__name__}")
+    return value
+
+
+def _typed_shapes(value: Any, source: str) -> Shapes:
+    """From a table of one shape, or a list of shapes, per input; or from pairs as a recipe holds them."""
+    pairs = []
+    for name, given in value.items() if isinstance(value, Mapping) else _pairs(value, source):
+        many = isinstance(given, list | tuple) and bool(given) and all(isinstance(item, list | tuple) for item in given)
+        for shape in given if many else [given]:
+            if not isinstance(shape, list | tuple) or not all(type(size) is int for size in shape):
+                raise RecipeError(
+                    f"{source}: shape of {name!r} is {given!r}", hint="expected [1, 224, 224, 3], or a list of such"
+                )
+            pairs.append((name, tuple(shape)))
+    return tuple(pairs)
+
+
+def _pairs(value: Any, source: str) -> list[Any]:
+    if isinstance(value, list | tuple) and all(
+        isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], str) for item in value
+    ):
+        return list(value)
+    raise RecipeError(f"{source}: shapes is {value!r}", hint="expected a table of shapes by input name")

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from refimpl import bundle, engines
+from refimpl import bundle, engines, env
 from refimpl.bundle import IslandRecord, Manifest
-from refimpl.errors import BundleError, RefimplError, RunError, SourceError
+from refimpl.errors import BundleError, RefimplError, RunError, SourceError, UnsupportedError, first_line
 from refimpl.numerics import disagreement, has_nonfinite
 from refimpl.specs import Signature, TensorSpec
 from refimpl.tolerance import tolerance_for
@@ -59,7 +59,8 @@ def call_engine(asset: bytes, island: bytes, bundle_id: bytes, dtypes: bytes, *i
     Returns:
         A bool scalar, True when an engine ran, and the island's outputs, or empty arrays when the native segment must.
     """
-    outputs = _runtime(asset.decode(), bundle_id.decode()).island(island.decode()).call(inputs)
+    arrays = [np.asarray(value) for value in inputs]  # TensorFlow hands scalars over as NumPy scalars
+    outputs = _runtime(asset.decode(), bundle_id.decode()).island(island.decode()).call(arrays)
     if outputs is None:
         return [
             np.False_,
@@ -202,7 +203,7 @@ class IslandRuntime:
         stored = {engine.kind: engine for engine in record.engines}
         if "onnxruntime" in stored:
             stored["numpy"] = stored["onnxruntime"]  # the same ONNX file
-        opened = []
+        opened, broken = [], []
         for kind in self._owner.kinds:
             if kind not in stored:
                 continue
@@ -211,15 +212,29 @@ class IslandRuntime:
                 self._problems.append(f"{kind}: {reason}")
                 continue
             try:
-                assert self._owner.manifest is not None
-                file = bundle.check_file(self._owner.path, self._owner.manifest, stored[kind].file)
-                engine = module.open(file)
+                engine = module.open(self._checked_engine(stored[kind].file))
                 self._prove(record, stored[kind].precision, engine)
             except RefimplError as error:
-                self._problems.append(f"{kind}: {error.message}")
+                broken.append(f"{kind}: {error.message}")
                 continue
             opened.append((kind, engine))
+        self._problems += broken
+        if opened and broken:
+            _warn_once(
+                f"{self._owner.path}/{self._name}/{broken}",
+                "refimpl: island %s: %s; %s runs instead",
+                self._name,
+                "; ".join(broken),
+                opened[0][0],
+            )
         return opened
+
+    def _checked_engine(self, name: str) -> Path:
+        """An engine's file and the weights that may lie beside it, their checksums compared."""
+        assert self._owner.manifest is not None
+        if (weights := name + bundle.WEIGHTS_SUFFIX) in self._owner.manifest.files:
+            bundle.check_file(self._owner.path, self._owner.manifest, weights)
+        return bundle.check_file(self._owner.path, self._owner.manifest, name)
 
     def _prove(self, record: IslandRecord, precision: str, engine: engines.OpenEngine) -> None:
         """Run the stored probe on the real device; an engine that disagrees with TensorFlow is never used.
@@ -257,8 +272,10 @@ _warned: set[str] = set()
 
 
 def _warn_once(cause: str, message: str, *args: object) -> None:
-    if cause not in _warned:
+    with _lock:
+        known = cause in _warned
         _warned.add(cause)
+    if not known:
         _log.warning(message, *args)
 
 
@@ -279,9 +296,9 @@ class LoadedBundle:
         self.path = path
         self.manifest = manifest
         self.model = tf.saved_model.load(str(path), tags=list(manifest.tags) or None)
+        self._kinds = tuple(engine_kinds or engines.KINDS)
         self._runtime = _runtime(str(path / bundle.POINTER), manifest.bundle_id)
-        self._runtime.use(engine_kinds or engines.KINDS)
-        self._lock = threading.Lock()
+        self._runtime.use(self._kinds)
 
     @property
     def signatures(self) -> Mapping[str, Signature]:
@@ -307,21 +324,25 @@ class LoadedBundle:
             raise SourceError(
                 f"unknown input {unknown[0]!r}", hint=f"inputs: {', '.join(feeds) or 'none'}", signature=spec.key
             )
-        with self._lock:
-            trace: list[IslandRun] = []
-            self._runtime.trace = trace
+        with self._current().listening() as trace:
             try:
                 raw = self.model.signatures[spec.key](**feeds)
             except tf.errors.OpError as error:
-                text = str(error.message).strip().splitlines()[0]
+                text = first_line(error)
                 raise RunError(f"TensorFlow fails on these inputs: {text}", signature=spec.key) from error
-            finally:
-                self._runtime.trace = None
         return RunResult({item.name: raw[item.name].numpy() for item in spec.outputs}, tuple(trace))
 
     def counts(self) -> dict[IslandRun, int]:
         """How often each island ran where since the bundle was first used in this process."""
-        return dict(self._runtime.counts)
+        return dict(self._current().counts)
+
+    def _current(self) -> BundleRuntime:
+        """What the engine nodes of the graph call: another one after :func:`forget`."""
+        found = _runtime(str(self.path / bundle.POINTER), self.manifest.bundle_id)
+        if found is not self._runtime:
+            found.use(self._kinds)
+            self._runtime = found
+        return found
 
     def signature(self, key: str = "") -> Signature:
         """The signature of this key; without one, ``serving_default`` or the only one.
@@ -339,25 +360,14 @@ class LoadedBundle:
         return known[key]
 
 
-def _checked(spec: Any, inputs: Mapping[str, Any], signature: Signature) -> Array:
+def _checked(spec: TensorSpec, inputs: Mapping[str, Any], signature: Signature) -> Array:
     if spec.name not in inputs:
         hint = "inputs: " + ", ".join(item.describe() for item in signature.inputs)
         raise SourceError(f"input {spec.name!r} is missing", hint=hint, signature=signature.key)
-    array = np.asarray(inputs[spec.name])
-    want = spec.numpy_dtype()
-    if spec.dtype == "string":
-        array = array.astype(object)
-    elif array.dtype != want:
-        raise SourceError(
-            f"input {spec.name!r} is {array.dtype}", hint=f"expected {spec.describe()}", signature=signature.key
-        )
-    if not spec.accepts(array.shape):
-        raise SourceError(
-            f"input {spec.name!r} has shape {list(array.shape)}",
-            hint=f"expected {spec.describe()}",
-            signature=signature.key,
-        )
-    return array
+    try:
+        return spec.fit(inputs[spec.name])
+    except ValueError as error:
+        raise SourceError(f"input {error}", hint=f"expected {spec.describe()}", signature=signature.key) from None
 
 
 def load(path: str | os.PathLike[str], *, engines: Sequence[str] | None = None) -> LoadedBundle:
@@ -366,24 +376,24 @@ def load(path: str | os.PathLike[str], *, engines: Sequence[str] | None = None) 
     Args:
         path: the bundle's directory.
         engines: kinds of engines that may run, in order of preference; ``()`` or None means all of them. The choice
-        holds
-            for this bundle in this process.
+            holds for this bundle in this process.
 
     Raises:
         BundleError: not a bundle, damaged, or of a newer format.
-        UnsupportedError: an unknown kind of engine.
+        UnsupportedError: an unknown kind of engine, or TensorFlow is not installed.
     """
-    from refimpl.errors import UnsupportedError
-
     for kind in engines or ():
         if kind not in ("tensorrt", "onnxruntime", "numpy"):
             raise UnsupportedError(f"engine {kind!r} is not known", hint="choose from tensorrt, onnxruntime, numpy")
     folder = Path(path).absolute()
-    return LoadedBundle(folder, bundle.read(folder), engines)
+    manifest = bundle.read(folder)
+    env.require_tensorflow()
+    return LoadedBundle(folder, manifest, engines)
 
 
 def forget(path: Path) -> None:
     """Close the engines of every bundle that was opened at ``path``; the next call opens them again."""
+    folder = Path(path).absolute()
     with _lock:
-        for key in [key for key, opened in _open_bundles.items() if opened.path == path]:
+        for key in [key for key, opened in _open_bundles.items() if opened.path.absolute() == folder]:
             del _open_bundles[key]

@@ -50,6 +50,21 @@ class TensorSpec:
             want is None or want == got for want, got in zip(self.shape, shape, strict=True)
         )
 
+    def fit(self, value: Any) -> np.ndarray[Any, Any]:
+        """The value as an array of this dtype and shape; nothing is converted but strings into objects.
+
+        Raises:
+            ValueError: it does not fit; the message says what it is.
+        """
+        array = np.asarray(value)
+        if self.dtype == "string" and _holds_strings(array):
+            array = array.astype(object)
+        elif array.dtype != self.numpy_dtype() or self.dtype == "string":
+            raise ValueError(f"{self.name!r} is {array.dtype}")
+        if not self.accepts(array.shape):
+            raise ValueError(f"{self.name!r} has shape {list(array.shape)}")
+        return array
+
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "dtype": self.dtype, "shape": None if self.shape is None else list(self.shape)}
 
@@ -81,6 +96,12 @@ class Signature:
             tuple(TensorSpec.from_json(item) for item in data["inputs"]),
             tuple(TensorSpec.from_json(item) for item in data["outputs"]),
         )
+
+
+def _holds_strings(array: np.ndarray[Any, Any]) -> bool:
+    return array.dtype.kind in "SUT" or (
+        array.dtype == object and all(isinstance(item, bytes | str) for item in array.reshape(-1).tolist())
+    )
 
 
 def format_shape(shape: Shape) -> str:

@@ -51,9 +51,15 @@ TABLE: dict[tuple[str, str], Tolerance] = {
     ("tf32", "float32"): Tolerance(5e-3, 2e-3, 1e-5, _TF32),
     ("tf32", "float16"): Tolerance(5e-3, 2e-3, 1e-5, _TF32),
     ("tf32", "float64"): Tolerance(5e-3, 2e-3, 1e-5, _TF32),
+    ("tf32", "bfloat16"): Tolerance(1.6e-2, 8e-3, 1e-5, "one bfloat16 ulp is 8e-3 relative, more than TF32 loses"),
+    ("tf32", "complex64"): Tolerance(5e-3, 2e-3, 1e-5, _TF32),
+    ("tf32", "complex128"): Tolerance(5e-3, 2e-3, 1e-5, _TF32),
     ("fp16", "float16"): Tolerance(5e-3, 5e-3, 1e-5, _HALF),
     ("fp16", "float32"): Tolerance(5e-3, 5e-3, 1e-5, _HALF),
     ("fp16", "float64"): Tolerance(5e-3, 5e-3, 1e-5, _HALF),
+    ("fp16", "bfloat16"): Tolerance(1.6e-2, 8e-3, 1e-5, "one bfloat16 ulp is 8e-3 relative, more than float16 loses"),
+    ("fp16", "complex64"): Tolerance(5e-3, 5e-3, 1e-5, _HALF),
+    ("fp16", "complex128"): Tolerance(5e-3, 5e-3, 1e-5, _HALF),
 }
 
 

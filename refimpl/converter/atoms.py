@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from refimpl.artifacts import Op
 from refimpl.converter import lower, onnxgraphs
 from refimpl.converter.lower import OpGraph
+from refimpl.errors import first_line
 from refimpl.specs import TensorSpec
 
 # Handled by tf2onnx's rewriters, not by its table of ops.
@@ -116,8 +117,8 @@ def _lower_parts(graph: OpGraph, ops: list[str], reasons: dict[str, str]) -> lis
     except Exception as error:  # noqa: BLE001  tf2onnx raises anything; which op made it do so is found by halving
         groups = list(dict.fromkeys(graph.ops[name].group for name in ops))
         if len(groups) == 1:
-            text = (str(error).strip().splitlines() or [""])[0]
-            reasons.update(dict.fromkeys(ops, f"tf2onnx fails on it: {type(error).__name__}: {text[:200]}"))
+            text = first_line(error)
+            reasons.update(dict.fromkeys(ops, f"tf2onnx fails on it: {type(error).__name__}: {text}"))
             return []
         first = set(groups[: len(groups) // 2])
         return [

@@ -12,9 +12,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from refimpl import runtime
 from refimpl.bundle import Manifest
-from refimpl.converter.load import Source
 from refimpl.converter.plan import Seen
-from refimpl.errors import InternalError
+from refimpl.converter.source import Source
+from refimpl.errors import InternalError, first_line
 from refimpl.numerics import disagreement
 from refimpl.tolerance import tolerance_for
 
@@ -28,8 +28,7 @@ def prove(folder: Path, source: Source, manifest: Manifest, samples: Mapping[str
     Raises:
         InternalError: the bundle does not load or does not give TensorFlow's answers; it must not ship.
     """
-    notes = _make_loadable(folder, manifest)
-    loaded = tf.saved_model.load(str(folder), tags=list(manifest.tags))
+    loaded, notes = _load(folder, manifest)
     for record in manifest.signatures:
         key = record.signature.key
         if not record.converted:
@@ -47,13 +46,12 @@ def prove(folder: Path, source: Source, manifest: Manifest, samples: Mapping[str
     return notes
 
 
-def _make_loadable(folder: Path, manifest: Manifest) -> tuple[str, ...]:
-    """Drop the Python object graph if TensorFlow cannot restore it (old Keras models); signatures need none."""
+def _load(folder: Path, manifest: Manifest) -> tuple[Any, tuple[str, ...]]:
+    """Load as users do; the Python object graph is dropped if TensorFlow cannot restore it (signatures need none)."""
     try:
-        tf.saved_model.load(str(folder), tags=list(manifest.tags))
-        return ()
+        return tf.saved_model.load(str(folder), tags=list(manifest.tags)), ()
     except Exception as error:  # noqa: BLE001  restoring runs arbitrary Keras code, which fails in its own ways
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)
     file = folder / "saved_model.pb"
     proto = saved_model_pb2.SavedModel()
     proto.ParseFromString(file.read_bytes())
@@ -64,7 +62,7 @@ def _make_loadable(folder: Path, manifest: Manifest) -> tuple[str, ...]:
         f"the model's Python objects cannot be restored by TensorFlow {tf.__version__} ({reason}); "
         "the bundle keeps its signatures and leaves the objects out"
     )
-    return (note,)
+    return tf.saved_model.load(str(folder), tags=list(manifest.tags)), (note,)
 
 
 def _native(source: Source, key: str, values: Mapping[str, Any]) -> dict[str, Any]:

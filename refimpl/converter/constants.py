@@ -79,6 +79,7 @@ def lowering_graph(graph: SignatureGraph, values: Mapping[str, Array], frozen: f
     solid = _flow_into_functions(order)
     specialiser = _Specialiser(library, {arg.name: arg for arg in graph.args if arg.name in frozen})
     weights: dict[str, Array] = {}
+    constant = _constant_nodes(order, {arg.name for arg in graph.args} - frozen, library)
     bodies: dict[str, tuple[gd.NodeDef, ...]] = {}
     for node in order:
         if node.name in frozen:
@@ -86,9 +87,8 @@ def lowering_graph(graph: SignatureGraph, values: Mapping[str, Array], frozen: f
         elif node.op == "Const" and node.name not in solid and _is_large(node):
             body = _constant(node.name, tf.make_ndarray(node.attr["value"].tensor), weights, hollow=True)
         else:
-            body = [made for new in specialiser.node(node) for made in rewrite_op(new)]
+            body = [made for new in specialiser.node(node) for made in rewrite_op(new, constant)]
         bodies[node.name] = tuple(body)
-    constant = _constant_nodes(order, {arg.name for arg in graph.args} - frozen, library)
     library = _with_branch_shapes(specialiser.library, bodies)
     return LoweringGraph(bodies, tuple(order), frozenset(constant), weights, library, graph.graph_def.versions)
 

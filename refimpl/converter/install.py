@@ -75,7 +75,7 @@ def _single_caller(meta_graph: Any, definition: Any, stitched: Stitched) -> Any:
 
 
 def _call(stitched: Stitched, name: str, inputs: Sequence[str]) -> gd.NodeDef:
-    return gd.make_node(
+    node = gd.make_node(
         name,
         "StatefulPartitionedCall",
         inputs,
@@ -83,6 +83,9 @@ def _call(stitched: Stitched, name: str, inputs: Sequence[str]) -> gd.NodeDef:
         Tin=gd.types_attr([arg_type(arg) for arg in stitched.args] + [_STRING]),
         Tout=gd.types_attr(stitched.result_types),
     )
+    for shape in stitched.shapes:  # a call says nothing of its shapes by itself
+        node.attr["_output_shapes"].list.shape.add().CopyFrom(tf.TensorShape(shape).as_proto())
+    return node
 
 
 def _rewrite_wrapper(meta_graph: Any, caller: Any, definition: Any, stitched: Stitched) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from refimpl.converter.native import NativeGraph
 from refimpl.converter.profiles import profiles_for
 from refimpl.converter.verify import Evidence, Finding
 from refimpl.engines import BuildOptions, Profile, onnxruntime
-from refimpl.errors import BuildError, RefimplError
+from refimpl.errors import BuildError, RefimplError, first_line
 from refimpl.recipe import Recipe
 
 UNVERIFIED = Finding()
@@ -73,7 +74,9 @@ class IslandMaker:
         recipe: Recipe,
         folder: Path,
     ) -> None:
-        self._graph, self._native, self._recipe, self._folder = graph, native, recipe, folder
+        self._graph, self._native, self._recipe = graph, native, recipe
+        # A folder of its own: an earlier maker's islands may still be wanted when a part of the graph is cut again.
+        self._folder = Path(tempfile.mkdtemp(dir=folder))
         self._seen, self._profile_seen = seen, profile_seen
         self._count = 0
 
@@ -133,9 +136,7 @@ class IslandMaker:
         try:
             model, weights = lower.to_onnx(self._graph, ops, marked=False)
         except Exception as error:  # noqa: BLE001  tf2onnx raises anything
-            return Finding(
-                problem=f"tf2onnx fails on it: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-            )
+            return Finding(problem=f"tf2onnx fails on it: {type(error).__name__}: {first_line(error)}")
         try:
             save(model, weights, file)
             engine = onnxruntime.open(file)
@@ -158,9 +159,10 @@ class IslandMaker:
         module = engines.kind(kind)
         specs = [self._graph.specs[tensor] for tensor in entering]
         seen: Sequence[Mapping[str, Array]] = self._profile_seen
-        if not seen:  # nothing could be run from end to end: what was drawn at the cut must do
+        if not seen or not all(tensor in item for item in seen for tensor in entering):
+            # Nothing could be run from end to end, or this is a part of an island: what was drawn at its cut must do.
             seen = [dict(zip(entering, item.inputs, strict=True)) for item in evidence]
-        if not all(tensor in item for item in seen for tensor in entering):
+        if entering and not seen:
             raise BuildError("no shapes are known for its inputs")
         profiles = profiles_for(self._recipe.profile, specs, seen)
         target = model.with_name(f"{model.name.split('.')[0]}{module.SUFFIX}")

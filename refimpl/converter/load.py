@@ -1,106 +1,28 @@
-"""Load: open any SavedModel that TensorFlow can serve, and cut one signature out of it as an inlined graph.
+"""Load: cut one signature out of a SavedModel as an inlined graph.
 
-Everything goes through the meta graph, as TensorFlow Serving does: TF1 SavedModels, TF2 and Keras-3 exports and old
-Keras models whose Python objects no longer load are all the same here.
+Variables and tables become arguments of the graph, control flow stays functional (one If, While or Case op each).
 """
 
 from __future__ import annotations
 
-import hashlib
 import zlib
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from types import TracebackType
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
 
 from refimpl import tf_private
 from refimpl.artifacts import Arg, SignatureGraph
 from refimpl.converter import graphdefs as gd
+from refimpl.converter.source import Source
 from refimpl.errors import SourceError
 from refimpl.specs import Signature, TensorSpec
 
-_INIT_SIGNATURES = frozenset({"__saved_model_init_op", "__saved_model_train_op"})
 # Nodes that own state: they stay in the model's own graph and are passed into the stitched function.
 _VARIABLES = frozenset("VarHandleOp VariableV2 Variable".split())
 _RESOURCES = frozenset("HashTableV2 MutableHashTableV2 MutableDenseHashTableV2 MutableHashTableOfTensorsV2".split())
+_READS = frozenset(["ResourceGather", "ResourceGatherNd"])
 _TF1_CONTROL_FLOW = frozenset("Enter Exit NextIteration Switch Merge LoopCond RefEnter RefSwitch RefMerge".split())
-
-
-class Source:
-    """An open SavedModel: its protobuf, and a TensorFlow session in which it is loaded.
-
-    Args:
-        path: the SavedModel's directory.
-        tags: tags of the meta graph to use; empty means ``serve`` or the only one.
-
-    Raises:
-        SourceError: no such directory, not a SavedModel, no such tags, or TensorFlow cannot load it.
-    """
-
-    def __init__(self, path: Path, tags: Sequence[str] = ()) -> None:
-        self.path = path
-        self.proto = _read_proto(path)
-        self.meta_graph = _pick_meta_graph(self.proto, tags, path)
-        self.tags = tuple(self.meta_graph.meta_info_def.tags)
-        self.graph = tf.Graph()
-        with self.graph.as_default():
-            self.session = tf.compat.v1.Session(graph=self.graph, config=_session_config())
-            try:
-                tf.compat.v1.saved_model.load(self.session, list(self.tags), str(path))
-            except (tf.errors.OpError, ValueError, KeyError, OSError, RuntimeError) as error:
-                self.session.close()
-                raise SourceError(
-                    f"TensorFlow {tf.__version__} cannot load {path}: {_first_line(error)}",
-                    hint="refimpl converts what TensorFlow can serve; check that it loads with saved_model_cli",
-                ) from error
-
-    def __enter__(self) -> Source:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.session.close()
-
-    @property
-    def signature_keys(self) -> tuple[str, ...]:
-        return tuple(sorted(key for key in self.meta_graph.signature_def if key not in _INIT_SIGNATURES))
-
-    def pick_signatures(self, wanted: Sequence[str]) -> tuple[str, ...]:
-        """The keys to convert: those wanted, or ``serving_default``, or the only one.
-
-        Raises:
-            SourceError: an unknown key, or no way to choose.
-        """
-        known = self.signature_keys
-        hint = f"this SavedModel has: {', '.join(known) or 'none'}"
-        if list(wanted) == ["*"]:
-            return known
-        for key in wanted:
-            if key not in known:
-                raise SourceError(f"no signature {key!r} in {self.path}", hint=hint)
-        if wanted:
-            return tuple(dict.fromkeys(wanted))
-        if "serving_default" in known:
-            return ("serving_default",)
-        if len(known) == 1:
-            return known
-        raise SourceError(f"{self.path} has no signature serving_default", hint=f"name one with --signature; {hint}")
-
-    def values(self, args: Iterable[Arg]) -> dict[str, np.ndarray[Any, Any]]:
-        """The value of each variable among ``args``, by the argument's name."""
-        fetches = {}
-        with self.graph.as_default(), tf.device("CPU:0"):
-            for arg in args:
-                tensor = self.graph.get_tensor_by_name(arg.tensor)
-                if tensor.dtype == tf.resource:
-                    tensor = tf.raw_ops.ReadVariableOp(resource=tensor, dtype=tf.as_dtype(arg.dtype))
-                fetches[arg.name] = tensor
-        return dict(self.session.run(fetches)) if fetches else {}
 
 
 def read_signature(source: Source, key: str) -> Signature:
@@ -156,6 +78,12 @@ def signature_graph(source: Source, key: str) -> SignatureGraph:
             hint="re-export the model with tf.compat.v1.enable_control_flow_v2()",
             signature=key,
         )
+    if by_reference := _reference_users(nodes, names):
+        raise SourceError(
+            f"{by_reference[0]} works on a TF1 reference variable",
+            hint="only reading such variables can be cut out; leave this signature in TensorFlow",
+            signature=key,
+        )
     args: list[Arg] = []
     body: list[gd.NodeDef] = []
     for ref, spec in feeds.items():
@@ -172,6 +100,37 @@ def signature_graph(source: Source, key: str) -> SignatureGraph:
     pruned = gd.new_graph_def(node=body, versions=graph_def.versions, library=graph_def.library)
     outs = [renamed.get(ref, ref.node) + (":0" if ref in renamed else f":{ref.index}") for ref in results]
     return _inlined(signature, pruned, tuple(args), outs)
+
+
+def _reference_users(nodes: Mapping[str, gd.NodeDef], names: Iterable[str]) -> list[str]:
+    """Ops among ``names`` that take a TF1 variable by reference (Assign and the like), as ``type name``."""
+    found = []
+    for name in sorted(names):
+        node = nodes[name]
+        definition = tf_private.op_def(node.op)
+        if definition is not None and any(arg.is_ref for arg in definition.input_arg):
+            found.append(f"{node.op} {name}")
+    return found
+
+
+def suspect_variables(source: Source, key: str) -> frozenset[str]:
+    """Tensors of the variables that a signature reaches, if anything it reaches could assign a variable.
+
+    For signatures that cannot be cut out, and so cannot be looked at more closely.
+    """
+    graph_def = source.meta_graph.graph_def
+    nodes = {node.name: node for node in graph_def.node}
+    outputs = source.meta_graph.signature_def[key].outputs.values()
+    roots = [gd.parse_ref(info.name).node for info in outputs if info.WhichOneof("encoding") == "name"]
+    names = gd.reachable(nodes, roots)
+    library = {function.signature.name: function for function in graph_def.library.function}
+    inner = gd.functions_of([nodes[name] for name in names], library).values()
+    ops = {nodes[name].op for name in names} | {node.op for function in inner for node in function.node_def}
+    if not any(
+        op.startswith(("Assign", "Scatter", "Apply", "SparseApply", "Resource")) and op not in _READS for op in ops
+    ):
+        return frozenset()
+    return frozenset(f"{name}:0" for name in names if nodes[name].op in _VARIABLES)
 
 
 def _inlined(signature: Signature, pruned: Any, args: tuple[Arg, ...], outs: list[str]) -> SignatureGraph:
@@ -287,72 +246,3 @@ def _spec(name: str, info: Any) -> TensorSpec:
     shape = info.tensor_shape
     sizes = None if shape.unknown_rank else tuple(None if dim.size < 0 else int(dim.size) for dim in shape.dim)
     return TensorSpec(name, gd.dtype_name(info.dtype), sizes)
-
-
-def tree_sha256(path: Path) -> str:
-    """SHA-256 (hex) over the names and contents of every file below ``path``, in name order."""
-    total = hashlib.sha256()
-    for file in sorted(item for item in path.rglob("*") if item.is_file()):
-        with file.open("rb") as stream:
-            content = (
-                hashlib.file_digest(stream, "sha256")
-                if hasattr(hashlib, "file_digest")
-                else hashlib.sha256(stream.read())
-            )
-        total.update(f"{file.relative_to(path).as_posix()}\0{content.hexdigest()}\n".encode())
-    return total.hexdigest()
-
-
-def _read_proto(path: Path) -> Any:
-    if not path.exists():
-        raise SourceError(f"no such directory: {path}", hint="give the directory that holds saved_model.pb")
-    if not path.is_dir():
-        raise SourceError(f"{path} is not a directory", hint="give the directory that holds saved_model.pb")
-    binary, text = path / "saved_model.pb", path / "saved_model.pbtxt"
-    proto = saved_model_pb2.SavedModel()
-    try:
-        if binary.is_file():
-            proto.ParseFromString(binary.read_bytes())
-        elif text.is_file():
-            from google.protobuf import text_format
-
-            text_format.Parse(text.read_text(encoding="utf-8"), proto)
-        else:
-            raise SourceError(f"{path} is not a SavedModel: it has no saved_model.pb", hint=_not_saved_model_hint(path))
-    except SourceError:
-        raise
-    except Exception as error:  # protobuf raises different classes in its C and Python implementations
-        raise SourceError(
-            f"{path} is damaged: saved_model.pb cannot be parsed: {error}", hint="export the model again"
-        ) from error
-    if not proto.meta_graphs:
-        raise SourceError(f"{path} is damaged: saved_model.pb holds no meta graph", hint="export the model again")
-    return proto
-
-
-def _not_saved_model_hint(path: Path) -> str:
-    if any(path.glob("*.keras")) or any(path.glob("*.h5")):
-        return "this folder holds Keras files: load one and write a SavedModel with model.export(DIR)"
-    nested = sorted(item.parent for item in path.glob("*/saved_model.pb"))
-    return f"did you mean {nested[0]}?" if nested else "write one with model.export(DIR) or tf.saved_model.save"
-
-
-def _pick_meta_graph(proto: Any, tags: Sequence[str], path: Path) -> Any:
-    found = {frozenset(meta.meta_info_def.tags): meta for meta in proto.meta_graphs}
-    wanted = frozenset(tags or ("serve",))
-    if wanted in found:
-        return found[wanted]
-    if not tags and len(found) == 1:
-        return next(iter(found.values()))
-    listed = "; ".join(",".join(sorted(item)) or "(none)" for item in found)
-    raise SourceError(
-        f"no meta graph tagged {','.join(sorted(wanted))} in {path}", hint=f"tags there: {listed} (use --tags)"
-    )
-
-
-def _session_config() -> Any:
-    return tf.compat.v1.ConfigProto(device_count={"GPU": 0})
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

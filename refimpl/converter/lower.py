@@ -10,7 +10,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tensorflow as tf
@@ -19,6 +19,7 @@ from refimpl import tf_private
 from refimpl.artifacts import Array, Op, SignatureGraph
 from refimpl.converter import graphdefs as gd
 from refimpl.converter.constants import WEIGHT, LoweringGraph
+from refimpl.converter.partition import convex_groups
 from refimpl.errors import InternalError
 from refimpl.specs import TensorSpec
 
@@ -66,6 +67,7 @@ def op_graph(source: SignatureGraph, lowering: LoweringGraph) -> OpGraph:
     ]
     groups = _group(computed, specs)
     ops = {node.name: _op(node, specs, skip, groups[node.name]) for node in computed}
+    ops = {name: replace(ops[name], group=group) for name, group in convex_groups(ops).items()}
     by_name = {node.name: node for node in lowering.order}
     results = tuple(gd.data_inputs(by_name[gd.parse_ref(name).node])[0].tensor for name in source.results)
     return OpGraph(source, lowering, ops, specs, results)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import tensorflow as tf
 
 from refimpl.artifacts import Array, SignatureGraph
-from refimpl.converter.load import Source
-from refimpl.errors import RunError
+from refimpl.converter.source import Source
+from refimpl.errors import RunError, first_line
 
 
 class NativeGraph:
@@ -44,11 +43,5 @@ class NativeGraph:
                 {f"{self._scope}/{name}": value for name, value in feeds.items()},
             )
         except (tf.errors.OpError, ValueError, TypeError) as error:
-            raise RunError(_essence(error)) from None
+            raise RunError(first_line(error)) from None
         return values
-
-
-def _essence(error: Any) -> str:
-    text = getattr(error, "message", None) or str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:300]

@@ -27,7 +27,7 @@ def import_with_weights(model: Any, weights: Mapping[str, Array]) -> gs.Graph:
     kept = []
     for tensor in graph.inputs:
         if tensor.name in weights:
-            tensor.to_constant(np.ascontiguousarray(weights[tensor.name]))
+            tensor.to_constant(np.asarray(weights[tensor.name], order="C"))
         else:
             kept.append(tensor)
     graph.inputs = kept
@@ -63,7 +63,7 @@ def _fold(graph: gs.Graph) -> None:
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     for name, value in zip(outputs, session.run(list(outputs), {}), strict=True):
         outputs[name].inputs.clear()
-        outputs[name].to_constant(np.ascontiguousarray(value))
+        outputs[name].to_constant(np.asarray(value, order="C"))
     for node in foldable:
         node.inputs.clear()
         node.outputs.clear()

@@ -11,8 +11,8 @@ steps:
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from refimpl.artifacts import Op
 
@@ -68,6 +68,36 @@ def segment_size(ops: Mapping[str, Op], members: Sequence[str]) -> int:
     return counted + len(constants - shared) if counted else 0
 
 
+def convex_groups(ops: Mapping[str, Op]) -> dict[str, int]:
+    """The group of every op, after all that lies between the ops of a group was made part of it.
+
+    A list that is read and then written with what was made of it encloses ops that know nothing of lists.
+    """
+    edges = _edges(ops)
+    group = {name: op.group for name, op in ops.items()}
+    for number in [number for number, count in Counter(group.values()).items() if count > 1]:
+        after: dict[int, set[int]] = defaultdict(set)
+        before: dict[int, set[int]] = defaultdict(set)
+        for name, sources in edges.items():
+            for source in sources:
+                after[group[source]].add(group[name])
+                before[group[name]].add(group[source])
+        enclosed = _reach(after, number) & _reach(before, number)
+        group = {name: number if old in enclosed else old for name, old in group.items()}
+    return group
+
+
+def _reach(edges: Mapping[int, set[int]], start: int) -> set[int]:
+    seen: set[int] = set()
+    stack = [other for other in edges.get(start, ()) if other != start]
+    while stack:
+        vertex = stack.pop()
+        if vertex not in seen:
+            seen.add(vertex)
+            stack.extend(edges.get(vertex, ()))
+    return seen
+
+
 def _edges(ops: Mapping[str, Op]) -> dict[str, tuple[str, ...]]:
     """For every op its predecessors, over data and control."""
     edges = {}
@@ -78,7 +108,7 @@ def _edges(ops: Mapping[str, Op]) -> dict[str, tuple[str, ...]]:
 
 
 def _group_order(ops: Mapping[str, Op], edges: Mapping[str, tuple[str, ...]]) -> list[list[str]]:
-    """Groups of ops in topological order (a group is never parted, and is convex by construction)."""
+    """Groups of ops in topological order (a group is never parted, and is convex: :func:`convex_groups`)."""
     members: dict[int, list[str]] = defaultdict(list)
     for name, op in ops.items():
         members[op.group].append(name)
@@ -144,7 +174,8 @@ def _merge_neighbours(ops: Mapping[str, Op], edges: Mapping[str, tuple[str, ...]
     changed = True
     while changed:
         changed = False
-        for first, second in contracted.island_edges():
+        for edge in contracted.island_edges():
+            first, second = map(contracted.root, edge)
             if contracted.only_direct(first, second):
                 contracted.merge(first, second)
                 changed = True
@@ -153,17 +184,20 @@ def _merge_neighbours(ops: Mapping[str, Op], edges: Mapping[str, tuple[str, ...]
 
 
 class _Contracted:
-    """The graph with every island contracted to one vertex (an int); all other ops are vertices by name."""
+    """The graph with every island contracted to one vertex; all other ops are vertices too. Islands come first."""
 
     def __init__(self, ops: Mapping[str, Op], edges: Mapping[str, tuple[str, ...]], home: Mapping[str, int]) -> None:
+        self._islands = 1 + max(home.values(), default=-1)
         self._moved: dict[int, int] = {}
-        self._after: dict[int | str, set[int | str]] = defaultdict(set)
-        for name in ops:
-            vertex = home.get(name, name)
-            self._after[vertex]  # every vertex has an entry
-            for source in edges[name]:
-                if (before := home.get(source, source)) != vertex:
-                    self._after[before].add(vertex)
+        others = (name for name in ops if name not in home)
+        vertex = {**home, **{name: self._islands + index for index, name in enumerate(others)}}
+        self._after: dict[int, set[int]] = {number: set() for number in vertex.values()}
+        self._before: dict[int, set[int]] = {number: set() for number in vertex.values()}
+        for name, sources in edges.items():
+            for source in sources:
+                if vertex[source] != vertex[name]:
+                    self._after[vertex[source]].add(vertex[name])
+                    self._before[vertex[name]].add(vertex[source])
 
     def root(self, island: int) -> int:
         while island in self._moved:
@@ -171,34 +205,47 @@ class _Contracted:
         return island
 
     def island_edges(self) -> list[tuple[int, int]]:
-        return [
-            (a, b)
-            for a, after in list(self._after.items())
-            if isinstance(a, int)
-            for b in list(after)
-            if isinstance(b, int)
-        ]
+        islands = [vertex for vertex in self._after if vertex < self._islands]
+        return [(a, b) for a in islands for b in self._after[a] if b < self._islands]
 
     def only_direct(self, first: int, second: int) -> bool:
-        """Whether ``second`` follows ``first`` and cannot be reached from it through any other vertex."""
-        if first in self._moved or second in self._moved or second not in self._after[first]:
+        """Whether ``second`` follows ``first`` and cannot be reached from it through any other vertex.
+
+        Walks from both ends in step, so that the end with less to see decides: an island near the start of a large
+        model is followed by nearly everything.
+        """
+        if second not in self._after[first]:
             return False
-        seen: set[int | str] = set()
-        stack = [vertex for vertex in self._after[first] if vertex != second]
-        while stack:
-            vertex = stack.pop()
-            if vertex == second:
+        behind, ahead = {first}, {second}
+        for vertex, other in zip(_walk(self._after, first, second), _walk(self._before, second, first), strict=False):
+            behind.add(vertex)
+            ahead.add(other)
+            if vertex in ahead or other in behind:
                 return False
-            if vertex not in seen:
-                seen.add(vertex)
-                stack.extend(self._after[vertex])
         return True
 
     def merge(self, first: int, second: int) -> None:
-        self._moved[second] = first
-        self._after[first] = (self._after[first] | self._after.pop(second)) - {first, second}
-        for after in self._after.values():
-            if second in after:
-                after.discard(second)
-                after.add(first)
-        self._after[first].discard(first)
+        """Make two islands one; the one with fewer edges moves."""
+        sizes = {island: len(self._after[island]) + len(self._before[island]) for island in (first, second)}
+        kept, gone = (first, second) if sizes[first] >= sizes[second] else (second, first)
+        self._moved[gone] = kept
+        for there, back in ((self._after, self._before), (self._before, self._after)):
+            for vertex in there.pop(gone):
+                back[vertex].discard(gone)
+                if vertex != kept:
+                    there[kept].add(vertex)
+                    back[vertex].add(kept)
+
+
+def _walk(edges: Mapping[int, set[int]], start: int, end: int) -> Iterator[int]:
+    """Every vertex that can be reached from ``start`` other than by the edge to ``end`` itself, once."""
+    seen: set[int] = set()
+    stack = [iter(edges[start])]
+    while stack:
+        vertex = next(stack[-1], None)
+        if vertex is None:
+            stack.pop()
+        elif vertex not in seen and not (vertex == end and len(stack) == 1):
+            seen.add(vertex)
+            yield vertex
+            stack.append(iter(edges[vertex]))

@@ -19,10 +19,12 @@ from refimpl.converter import check_bundle
 from refimpl.converter.install import install
 from refimpl.converter.islands import Island
 from refimpl.converter.judge import pick_judge
-from refimpl.converter.load import Source, read_signature, tree_sha256
+from refimpl.converter.load import read_signature
 from refimpl.converter.native import NativeGraph
 from refimpl.converter.plan import Plan, Seen, look, make_plan, mutable_state, settle, signature_source
+from refimpl.converter.source import Source, tree_sha256
 from refimpl.converter.stitch import Stitched, stitch_signature
+from refimpl.engines import onnxruntime
 from refimpl.errors import RecipeError, SourceError, UnsupportedError, stage
 from refimpl.recipe import Recipe
 from refimpl.specs import TensorSpec
@@ -67,6 +69,7 @@ def convert(source_path: Path, target: Path, recipe: Recipe, tell: Tell) -> Mani
     clock = Clock({})
     _check_engines(recipe)
     bundle.check_target(target)
+    _check_places(source_path, target)
     bundle_id = uuid.uuid4().hex[:16]
     with tempfile.TemporaryDirectory(prefix="refimpl-") as scratch, bundle.atomic_directory(target) as folder:
         tell("loading the SavedModel")
@@ -77,10 +80,10 @@ def convert(source_path: Path, target: Path, recipe: Recipe, tell: Tell) -> Mani
             _check_shapes(source, wanted, recipe)
             job = _Job(source, recipe, mutable_state(source), bundle_id, Path(scratch), clock, tell)
             done = [
-                _convert_signature(job, key, index)
+                _convert_signature(job, key, wanted.index(key))
                 if key in wanted
                 else _kept(source, key, "not asked for (--signature)")
-                for index, key in enumerate(source.signature_keys)
+                for key in source.signature_keys
             ]
             tell("writing the bundle")
             with clock.time("write"):
@@ -96,6 +99,12 @@ def convert(source_path: Path, target: Path, recipe: Recipe, tell: Tell) -> Mani
                 folder, replace(manifest, notes=(*manifest.notes, *extra), timings=dict(clock.seconds))
             )
     return manifest
+
+
+def _check_places(source_path: Path, target: Path) -> None:
+    """What the SavedModel's directory holds is copied, so the bundle cannot be made inside it."""
+    if target.resolve().is_relative_to(source_path.resolve()):
+        raise RecipeError(f"{target} lies inside the SavedModel", hint="choose a place outside of it")
 
 
 def _check_shapes(source: Source, wanted: Sequence[str], recipe: Recipe) -> None:
@@ -182,9 +191,10 @@ def _record(plan: Plan, named: Mapping[str, Island]) -> tuple[SignatureRecord, d
         for item in island.built:
             stored = f"{bundle.FOLDER}/islands/{name}{''.join(Path(item.file.name).suffixes)}"
             files[stored] = item.file
-            data = item.file.with_name(item.file.name + ".data")
+            data = item.file.with_name(item.file.name + bundle.WEIGHTS_SUFFIX)
             if data.exists():
-                files[f"{bundle.FOLDER}/islands/{data.name}"] = data
+                files[stored + bundle.WEIGHTS_SUFFIX] = data
+                onnxruntime.move_weights(item.file, Path(stored).name + bundle.WEIGHTS_SUFFIX)
             profiles = tuple({"min": p.min, "opt": p.opt, "max": p.max, "values": p.values} for p in item.profiles)
             built.append(
                 EngineRecord(

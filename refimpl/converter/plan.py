@@ -16,12 +16,13 @@ from refimpl.converter.atoms import Atoms, lower_atoms, refuse_statically
 from refimpl.converter.constants import assigned_variables, lowering_graph
 from refimpl.converter.islands import Island, IslandMaker, Rejection
 from refimpl.converter.judge import Judge, refused_ops
-from refimpl.converter.load import Source, signature_graph
+from refimpl.converter.load import signature_graph, suspect_variables
 from refimpl.converter.lower import OpGraph, leaving_tensors, op_graph
 from refimpl.converter.native import NativeGraph
 from refimpl.converter.partition import partition
 from refimpl.converter.samples import Sample
-from refimpl.errors import RecipeError, RunError
+from refimpl.converter.source import Source
+from refimpl.errors import RecipeError, RunError, SourceError
 from refimpl.recipe import Recipe
 
 Tell = Callable[[str], None]  # receives a line on what is being done
@@ -67,7 +68,8 @@ def mutable_state(source: Source) -> frozenset[str]:
     for key in source.signature_keys:
         try:
             graph = signature_graph(source, key)
-        except Exception:  # noqa: BLE001  a signature that cannot be cut out is judged by name below
+        except SourceError:
+            found |= suspect_variables(source, key)
             continue
         tensors = {arg.name: arg.tensor for arg in graph.args}
         found |= {tensors[name] for name in assigned_variables(graph)}

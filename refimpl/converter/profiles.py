@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from refimpl.artifacts import Array
 from refimpl.engines import Profile
 from refimpl.specs import TensorSpec
 
-Shapes = tuple[tuple[int, ...], ...]
+Row = tuple[tuple[int, ...], ...]  # shapes of all inputs, then values of those that may be shapes
 _MAX_SHAPE_VALUES = 64  # a longer integer vector is data, not a shape
 
 
@@ -33,34 +33,39 @@ def profiles_for(
         return ()
     if all(spec.shape is not None and None not in spec.shape for spec in specs) and not _shape_like(specs):
         return ()
-    shapes = list(dict.fromkeys(tuple(tuple(item[spec.name].shape) for spec in specs) for item in seen))
-    ranks = {tuple(map(len, item)) for item in shapes}
-    shapes = [item for item in shapes if tuple(map(len, item)) == min(ranks)]  # TensorRT has no dynamic rank
-    low, high = _elementwise(min, shapes), _elementwise(max, shapes)
-    values = _values(specs, seen)
-    if strategy == "range":
-        return (Profile(low, high, high, values),)
-    optimal = tuple(Profile(item, item, item, values) for item in shapes)
-    if strategy == "optimal":
-        return optimal
-    if strategy == "range+optimal":
-        return (*optimal, Profile(low, high, high, values))
-    return tuple(Profile(_batch_one(item, specs), item, item, values) for item in shapes)
+    ranks = min(tuple(item[spec.name].ndim for spec in specs) for item in seen)  # TensorRT has no dynamic rank
+    rows = [_row(specs, item) for item in seen if tuple(item[spec.name].ndim for spec in specs) == ranks]
+    rows = list(dict.fromkeys(rows))
+    if strategy == "implicit-batch":
+        return tuple(_profile(specs, _batch_one(row, specs), row) for row in rows)
+    whole = _profile(specs, _elementwise(min, rows), _elementwise(max, rows))
+    optimal = tuple(_profile(specs, row, row) for row in rows)
+    return {"range": (whole,), "optimal": optimal, "range+optimal": (*optimal, whole)}[strategy]
 
 
-def _elementwise(pick: object, shapes: Sequence[Shapes]) -> Shapes:
-    assert callable(pick)
+def _row(specs: Sequence[TensorSpec], item: Mapping[str, Array]) -> Row:
+    """What one sample shows: the shape of every input, then the values of those that may be shapes."""
+    shapes = tuple(tuple(item[spec.name].shape) for spec in specs)
+    return (*shapes, *(tuple(map(int, item[specs[index].name].reshape(-1))) for index in _shape_like(specs)))
+
+
+def _profile(specs: Sequence[TensorSpec], low: Row, high: Row) -> Profile:
+    """From the lowest to the highest row, the highest being the one to optimize for."""
+    count = len(specs)
+    values = zip(_shape_like(specs), low[count:], high[count:], high[count:], strict=True)
+    return Profile(low[:count], high[:count], high[:count], tuple(values))
+
+
+def _elementwise(pick: Callable[..., int], rows: Sequence[Row]) -> Row:
+    return tuple(tuple(pick(sizes) for sizes in zip(*parts, strict=True)) for parts in zip(*rows, strict=True))
+
+
+def _batch_one(row: Row, specs: Sequence[TensorSpec]) -> Row:
+    """First dimensions, and first values, set to 1; but not the dimensions that the island fixes."""
+    fixed = [spec.shape is not None and bool(spec.shape) and spec.shape[0] is not None for spec in specs]
+    keep = [*fixed, *[False] * (len(row) - len(specs))]
     return tuple(
-        tuple(int(pick(sizes)) for sizes in zip(*(shape[index] for shape in shapes), strict=True))
-        for index in range(len(shapes[0]))
-    )
-
-
-def _batch_one(shapes: Shapes, specs: Sequence[TensorSpec]) -> Shapes:
-    """First dimensions set to 1, where the island leaves them open."""
-    return tuple(
-        (1, *shape[1:]) if shape and (spec.shape is None or spec.shape[0] is None) else shape
-        for shape, spec in zip(shapes, specs, strict=True)
+        part if kept or not part else (min(1, part[0]), *part[1:]) for part, kept in zip(row, keep, strict=True)
     )
 
 
@@ -75,14 +80,3 @@ def _shape_like(specs: Sequence[TensorSpec]) -> list[int]:
         and None not in spec.shape
         and int(np.prod([size or 0 for size in spec.shape], dtype=int)) <= _MAX_SHAPE_VALUES
     ]
-
-
-def _values(
-    specs: Sequence[TensorSpec], seen: Sequence[Mapping[str, Array]]
-) -> tuple[tuple[int, tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...]:
-    found = []
-    for index in _shape_like(specs):
-        rows = np.stack([item[specs[index].name].reshape(-1) for item in seen])
-        low, high = tuple(map(int, rows.min(axis=0))), tuple(map(int, rows.max(axis=0)))
-        found.append((index, low, high, high))
-    return tuple(found)

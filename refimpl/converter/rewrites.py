@@ -6,26 +6,61 @@ ops.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from typing import Any
 
 import tensorflow as tf
 
 from refimpl.converter import graphdefs as gd
 
 
-def rewrite_op(node: gd.NodeDef) -> list[gd.NodeDef]:
-    """The nodes that stand for ``node``, the last of them under its name; ``[node]`` where there is no rule."""
+def rewrite_op(node: gd.NodeDef, constant: Container[str]) -> list[gd.NodeDef]:
+    """The nodes that stand for ``node``, the last of them under its name; ``[node]`` where there is no rule.
+
+    Args:
+        node: a node of the lowering graph.
+        constant: names of nodes whose values are constants.
+    """
     rule = RULES.get(node.op)
-    return rule(node) if rule else [node]
+    return rule(node, constant) if rule else [node]
 
 
-def _erfc(node: gd.NodeDef) -> list[gd.NodeDef]:
+def _erfc(node: gd.NodeDef, constant: Container[str]) -> list[gd.NodeDef]:
     """erfc(x) = 1 - erf(x). Keras writes the exact GELU with it."""
+    del constant
     dtype = node.attr["T"]
-    one = gd.make_node(f"{node.name}/one", "Const", [], dtype=dtype)
-    one.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(1.0, dtype=tf.as_dtype(dtype.type)))
+    one = _const(f"{node.name}/one", 1.0, dtype)
     erf = gd.make_node(f"{node.name}/erf", "Erf", node.input, T=dtype)
     return [one, erf, gd.make_node(node.name, "Sub", [one.name, erf.name], T=dtype)]
 
 
-RULES: dict[str, Callable[[gd.NodeDef], list[gd.NodeDef]]] = {"Erfc": _erfc}
+def _gather(node: gd.NodeDef, constant: Container[str]) -> list[gd.NodeDef]:
+    """A negative index is an error in TensorFlow, and in ONNX counts from the end: make it one that is too large.
+
+    The engine then refuses it as TensorFlow does, and the native segment gives TensorFlow's own error.
+    """
+    indices = node.input[1]
+    if gd.parse_ref(indices).node in constant:
+        return [node]
+    dtype = node.attr["Tindices"]
+    zero = _const(f"{node.name}/zero", 0, dtype)
+    beyond = _const(f"{node.name}/beyond", 2**31 - 1, dtype)
+    negative = gd.make_node(f"{node.name}/negative", "Less", [indices, zero.name], T=dtype)
+    guarded = gd.make_node(f"{node.name}/guarded", "SelectV2", [negative.name, beyond.name, indices], T=dtype)
+    copy = gd.new_node_def()
+    copy.CopyFrom(node)
+    copy.input[1] = guarded.name
+    return [zero, beyond, negative, guarded, copy]
+
+
+def _const(name: str, value: float, dtype: Any) -> gd.NodeDef:
+    node = gd.make_node(name, "Const", [], dtype=dtype)
+    node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value, dtype=tf.as_dtype(dtype.type)))
+    return node
+
+
+RULES: dict[str, Callable[[gd.NodeDef, Container[str]], list[gd.NodeDef]]] = {
+    "Erfc": _erfc,
+    "GatherV2": _gather,
+    "GatherNd": _gather,
+}

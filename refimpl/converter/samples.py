@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ def draw(spec: TensorSpec, shape: Sequence[int], kind: str, rng: np.random.Gener
     if spec.dtype == "string":
         return np.array([b"sample"] * int(np.prod(shape, dtype=int)), dtype=object).reshape(shape)
     if dtype == np.bool_:
-        return rng.random(shape) < 0.5
+        return np.asarray(rng.random(shape) < 0.5)
     if np.issubdtype(dtype, np.integer):
         low, high = next((low, high) for name, low, high in _INTEGERS if name == kind)
         if dtype.kind == "u":
@@ -166,33 +167,46 @@ def _read(where: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
     path = Path(where)
     if path.is_dir():
         for file in sorted(path.glob("*.npz")):
-            yield file.name, _load_npz(file)
+            yield file.name, read_npz(file)
     elif path.suffix == ".npz":
-        yield path.name, _load_npz(path)
+        yield path.name, read_npz(path)
     elif ":" in where:
-        module, _, function = where.partition(":")
-        try:
-            generator = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
-            raise RecipeError(
-                f"cannot import {where}: {error}", hint="it must name a function on the Python path"
-            ) from None
-        for index, item in enumerate(generator()):
-            if not isinstance(item, Mapping):
-                raise RecipeError(f"{where} yielded {type(item).__name__}", hint="yield dicts of arrays by input name")
-            yield f"{where}#{index}", item
+        yield from _generated(where)
     else:
         raise RecipeError(
             f"no samples at {where}", hint="give an .npz file, a folder of them, or package.module:function"
         )
 
 
-def _load_npz(file: Path) -> dict[str, Array]:
+def _generated(where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    module, _, function = where.partition(":")
     try:
-        with np.load(file, allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise RecipeError(f"{file} cannot be read as .npz: {error}", hint="write it with numpy.savez") from None
+        for index, item in enumerate(getattr(importlib.import_module(module), function)()):
+            if not isinstance(item, Mapping):
+                raise RecipeError(f"{where} yielded {type(item).__name__}", hint="yield dicts of arrays by input name")
+            yield f"{where}#{index}", item
+    except RecipeError:
+        raise
+    except Exception as error:  # the user's code, which fails in its own ways
+        raise RecipeError(
+            f"{where} fails: {type(error).__name__}: {error}",
+            hint="it must name a function on the Python path that yields dicts of arrays by input name",
+        ) from error
+
+
+def read_npz(file: Path) -> dict[str, Array]:
+    """All arrays of an ``.npz`` file.
+
+    Raises:
+        RecipeError: it is missing, damaged, empty, or something else.
+    """
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
+            return {name: np.asarray(data[name]) for name in data.files}
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise RecipeError(
+            f"{file} cannot be read as .npz: {error}", hint="write it with numpy.savez, one array per input"
+        ) from None
 
 
 def _fitted(name: str, values: Mapping[str, Any], signature: Signature) -> dict[str, Array]:
@@ -200,12 +214,8 @@ def _fitted(name: str, values: Mapping[str, Any], signature: Signature) -> dict[
     for spec in signature.inputs:
         if spec.name not in values:
             raise RecipeError(f"sample {name} has no input {spec.name!r}", hint=f"it has: {', '.join(values)}")
-        array = np.asarray(values[spec.name])
-        want = spec.numpy_dtype()
-        array = array.astype(object) if spec.dtype == "string" else array
-        if array.dtype != want or not spec.accepts(array.shape):
-            raise RecipeError(
-                f"sample {name}: {spec.name!r} is {array.dtype}{list(array.shape)}", hint=f"expected {spec.describe()}"
-            )
-        fitted[spec.name] = array
+        try:
+            fitted[spec.name] = spec.fit(values[spec.name])
+        except ValueError as error:
+            raise RecipeError(f"sample {name}: {error}", hint=f"expected {spec.describe()}") from None
     return fitted

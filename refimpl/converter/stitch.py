@@ -17,6 +17,7 @@ from refimpl.converter import graphdefs as gd
 from refimpl.converter.islands import Island
 from refimpl.converter.lower import OpGraph
 from refimpl.runtime import TOKEN
+from refimpl.specs import Shape
 
 ASSET_ARG = "refimpl_bundle"
 _STRING = tf.string.as_datatype_enum
@@ -29,6 +30,7 @@ class Stitched:
 
     key: str
     outputs: tuple[str, ...]  # the signature's output keys, one per result
+    shapes: tuple[Shape, ...]  # of the results, as the signature states them
     function: gd.FunctionDef
     helpers: tuple[gd.FunctionDef, ...]
     args: tuple[Arg, ...]  # of the function, before the asset's path
@@ -74,7 +76,8 @@ def stitch_signature(
     helpers += gd.functions_of([*body, *(node for helper in helpers for node in helper.node_def)], library).values()
     unique = {helper.signature.name: helper for helper in helpers}
     outputs = tuple(spec.name for spec in source.signature.outputs)
-    return Stitched(source.signature.key, outputs, function, tuple(unique.values()), source.args, types)
+    shapes = tuple(spec.shape for spec in source.signature.outputs)
+    return Stitched(source.signature.key, outputs, shapes, function, tuple(unique.values()), source.args, types)
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,14 @@ def _branches(
     passing = gd.make_function(
         f"{name}_engine_result",
         [
-            gd.make_node(f"pass/{index}", "Identity", [f"engine/{index}"], T=gd.type_attr(dtype))
+            gd.make_node(
+                # An engine has no gradient, and an Identity would let TensorFlow take it for zero.
+                f"pass/{index}",
+                "PreventGradient",
+                [f"engine/{index}"],
+                T=gd.type_attr(dtype),
+                message=f"{name} is an engine of a refimpl bundle, which is for inference; train the original model",
+            )
             for index, dtype in enumerate(out_types)
         ],
         args,

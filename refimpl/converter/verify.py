@@ -150,7 +150,7 @@ def judge_engine(
 
 def _compare(engine: OpenEngine, item: Evidence, leaving: Sequence[str], precision: str) -> str:
     try:
-        outputs = engine.run([np.ascontiguousarray(array) for array in item.inputs])
+        outputs = engine.run([np.asarray(array, order="C") for array in item.inputs])
     except RunError as error:
         return error.message
     for tensor, want, got in zip(leaving, item.outputs, outputs, strict=True):

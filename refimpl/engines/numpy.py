@@ -52,4 +52,4 @@ class NumpyEngine:
             results = self._evaluator.run(None, dict(zip(names, inputs, strict=True)))
         except Exception as error:  # as above
             raise RunError(f"the ONNX reference failed: {error}") from error
-        return [np.ascontiguousarray(result) for result in results]
+        return [np.asarray(result, order="C") for result in results]

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime as ort
 
 from refimpl.engines import Array, BuildOptions, Profile
-from refimpl.errors import BuildError, RunError
+from refimpl.errors import BuildError, RunError, first_line
 
 NAME = "onnxruntime"
 SUFFIX = ".onnx"
@@ -30,7 +30,10 @@ def why_not_here() -> str:
 
 def build(model: Path, target: Path, profiles: Sequence[Profile], options: BuildOptions) -> None:
     """Nothing to compile: the stored engine is the island's ONNX file, checked to load."""
-    open(model)
+    try:
+        open(model)
+    except RunError as error:
+        raise BuildError(error.message) from error
     if model != target:
         shutil.copyfile(model, target)
 
@@ -49,7 +52,7 @@ class OrtEngine:
         try:
             self._session = ort.InferenceSession(str(path), options, providers=list(_PROVIDERS))
         except Exception as error:  # its exceptions share no base class with a public name
-            raise RunError(f"ONNX Runtime cannot load {path.name}: {_first_line(error)}") from error
+            raise RunError(f"ONNX Runtime cannot load {path.name}: {first_line(error)}") from error
         self._inputs = [item.name for item in self._session.get_inputs()]
         self._outputs = [item.name for item in self._session.get_outputs()]
 
@@ -57,7 +60,7 @@ class OrtEngine:
         try:
             return list(self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True))))
         except Exception as error:
-            raise RunError(f"ONNX Runtime failed: {_first_line(error)}") from error
+            raise RunError(f"ONNX Runtime failed: {first_line(error)}") from error
 
 
 def session_options() -> Any:
@@ -93,7 +96,17 @@ def optimize(model: Any, weights: Mapping[str, Array], target: Path) -> None:
     try:
         ort.InferenceSession(model.SerializeToString(), options, providers=list(_PROVIDERS))
     except Exception as error:
-        raise BuildError(f"ONNX Runtime refuses the island: {_first_line(error)}") from error
+        raise BuildError(f"ONNX Runtime refuses the island: {first_line(error)}") from error
+
+
+def move_weights(model: Path, name: str) -> None:
+    """Let a stored model look for its weights in a file of another name, beside it."""
+    proto = onnx.load(model, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = name
+    onnx.save(proto, model)
 
 
 def save_plain(model: Any, weights: Mapping[str, Array], target: Path) -> None:
@@ -119,7 +132,3 @@ def _external(name: str, value: Array) -> onnx.TensorProto:
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="in-memory")
     return tensor
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -18,7 +18,7 @@ import numpy as np
 
 from refimpl import gpus
 from refimpl.engines import Array, BuildOptions, Profile
-from refimpl.errors import BuildError, RunError, UnsupportedError
+from refimpl.errors import BuildError, RunError, UnsupportedError, first_line
 
 NAME = "tensorrt"
 SUFFIX = ".engine"
@@ -62,7 +62,7 @@ def why_not_here() -> str:
         with DeviceArray.raw((1,)):
             return ""
     except Exception as error:  # noqa: BLE001  Polygraphy raises its own type, ctypes an OSError, a driver anything
-        return f"no usable NVIDIA GPU: {str(error).strip().splitlines()[0][:200]}"
+        return f"no usable NVIDIA GPU: {first_line(error)}"
 
 
 class _Log:
@@ -128,8 +128,9 @@ def build(model: Path, target: Path, profiles: Sequence[Profile], options: Build
     network = _network(trt, builder)
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse_from_file(str(model)):
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
         raise BuildError(
-            "; ".join(_shorten(parser.get_error(i).desc()) for i in range(parser.num_errors)) or "parser failed"
+            "; ".join(f"{error.node_operator()}: {_shorten(error.desc())}" for error in errors) or "parser failed"
         )
     config = builder.create_builder_config()
     if hasattr(trt.BuilderFlag, "TF32") and not options.tf32:
@@ -183,6 +184,8 @@ class TrtEngine:
         if self._context is None:
             raise RunError(f"{version()} cannot create an execution context for {path.name}")
         self._stream = Stream()
+        self._buffers: dict[str, Any] = {}
+        self._host: dict[str, Array] = {}
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         modes = {name: self._engine.get_tensor_mode(name) for name in names}
         self._inputs = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
@@ -195,45 +198,53 @@ class TrtEngine:
             except RunError:
                 raise
             except Exception as error:  # CUDA and Polygraphy errors; the island falls back to TensorFlow
-                raise RunError(f"TensorRT failed: {str(error).strip().splitlines()[0][:200]}") from error
+                raise RunError(f"TensorRT failed: {first_line(error)}") from error
 
     def _run(self, inputs: Sequence[Array]) -> list[Array]:
-        from polygraphy.cuda import DeviceArray
-
         self._choose_profile(inputs)
-        kept: list[Any] = []
         for name, value in zip(self._inputs, inputs, strict=True):
-            if self._engine.is_shape_inference_io(name):
-                host = np.ascontiguousarray(value)
-                kept.append(host)
-                self._context.set_input_shape(name, host.shape)
-                self._context.set_tensor_address(name, host.ctypes.data)
-                continue
-            buffer = DeviceArray(shape=value.shape, dtype=value.dtype)
-            kept.append(buffer.copy_from(np.ascontiguousarray(value), self._stream))
             if not self._context.set_input_shape(name, value.shape):
                 raise RunError(f"no profile of the engine takes {name} of shape {list(value.shape)}")
-            self._context.set_tensor_address(name, buffer.ptr)
+            if self._engine.is_shape_inference_io(name):
+                self._host[name] = np.ascontiguousarray(value)  # read by the host, and kept alive until the next call
+                self._context.set_tensor_address(name, self._host[name].ctypes.data)
+            else:
+                self._device_buffer(name, value.nbytes).copy_from(_as_bytes(np.ascontiguousarray(value)), self._stream)
         if missing := self._context.infer_shapes():
             raise RunError(f"TensorRT cannot infer shapes: {missing}")
-        buffers = []
-        for name in self._outputs:
-            shape = tuple(self._context.get_tensor_shape(name))
-            if any(size < 0 for size in shape):
-                raise RunError(f"the shape of output {name} depends on the data")
-            buffers.append(
-                DeviceArray(shape=shape, dtype=np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name))))
-            )
-            self._context.set_tensor_address(name, buffers[-1].ptr)
+        results = [self._empty_output(name) for name in self._outputs]
+        for name, result in zip(self._outputs, results, strict=True):
+            self._device_buffer(name, result.nbytes)
         if not self._context.execute_async_v3(self._stream.ptr):
-            raise RunError(
-                "; ".join(_shorten(message) for message in self._log.errors[-2:]) or "TensorRT failed to execute"
-            )
-        results = [np.empty(buffer.shape, dtype=buffer.dtype) for buffer in buffers]
-        for buffer, result in zip(buffers, results, strict=True):
-            buffer.copy_to(result, self._stream)
+            said = "; ".join(_shorten(message) for message in self._log.errors[-2:])
+            raise RunError(said or "TensorRT failed to execute")
+        for name, result in zip(self._outputs, results, strict=True):
+            if result.nbytes:
+                self._buffers[name].copy_to(_as_bytes(result), self._stream)
         self._stream.synchronize()
         return results
+
+    def _empty_output(self, name: str) -> Array:
+        shape = tuple(self._context.get_tensor_shape(name))
+        if any(size < 0 for size in shape):
+            raise RunError(f"the shape of output {name} depends on the data")
+        return np.empty(shape, np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name))))
+
+    def _device_buffer(self, name: str, nbytes: int) -> Any:
+        """The tensor's own device memory, grown when needed and reused by every call."""
+        from polygraphy.cuda import DeviceArray
+
+        if name not in self._buffers:
+            self._buffers[name] = DeviceArray.raw((1,))
+        buffer = self._buffers[name].resize((max(nbytes, 1),))
+        self._context.set_tensor_address(name, buffer.ptr)
+        return buffer
+
+    def __del__(self) -> None:
+        for buffer in getattr(self, "_buffers", {}).values():
+            buffer.free()  # Polygraphy frees nothing by itself
+        if stream := getattr(self, "_stream", None):
+            stream.free()
 
     def _choose_profile(self, inputs: Sequence[Array]) -> None:
         """The first profile that contains every shape, as TF-TRT chooses."""
@@ -249,5 +260,10 @@ class TrtEngine:
         return len(low) == len(shape) and all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
 
 
+def _as_bytes(array: Array) -> Array:
+    return array.reshape(-1).view(np.uint8)
+
+
 def _shorten(text: str) -> str:
-    return " ".join(text.split())[:240]
+    text = " ".join(text.split())[:240]
+    return "not supported" if text in ("", "false") else text  # the text of the assertion that failed

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from refimpl import env
-from refimpl.errors import GoldenError, RunError, SourceError
+from refimpl.errors import GoldenError, RunError, SourceError, first_line
 from refimpl.oracle.arrays import Array, conform_all
 from refimpl.specs import Signature, TensorSpec
 
@@ -166,7 +166,7 @@ class SavedModelRunner:
         try:
             got = self._session.run(fetches, feeds)
         except (self._tf.errors.OpError, ValueError, TypeError) as error:
-            raise RunError(f"TensorFlow refused: {_first_line(error)}", signature=signature) from error
+            raise RunError(f"TensorFlow refused: {first_line(error)}", signature=signature) from error
         return {output.name: _array(output, got[output.name]) for output in spec.outputs}
 
     def _servable(self, info: Any) -> bool:
@@ -202,7 +202,7 @@ def _open(tf: Any, path: Path, tags: tuple[str, ...]) -> tuple[Any, Any]:
             return session, tf.compat.v1.saved_model.load(session, list(tags), str(path))
     except Exception as error:
         session.close()
-        raise SourceError(f"TensorFlow cannot load {path.name}: {_first_line(error)}") from error
+        raise SourceError(f"TensorFlow cannot load {path.name}: {first_line(error)}") from error
     finally:
         logger.setLevel(level)
 
@@ -228,7 +228,7 @@ def _meta_graph_tags(path: Path) -> list[tuple[str, ...]]:
         else:
             text_format.Parse(text.read_text(encoding="utf-8"), model)
     except (message.DecodeError, text_format.ParseError, UnicodeDecodeError, OSError) as error:
-        raise SourceError(f"{path} is a damaged SavedModel: {_first_line(error)}") from error
+        raise SourceError(f"{path} is a damaged SavedModel: {first_line(error)}") from error
     if not model.meta_graphs:
         raise SourceError(f"{path} is a damaged SavedModel: it holds no graph")
     return [tuple(sorted(meta.meta_info_def.tags)) for meta in model.meta_graphs]
@@ -263,12 +263,3 @@ def _array(spec: TensorSpec, value: Any) -> Array:
     if array.dtype != spec.numpy_dtype():
         raise GoldenError(f"output {spec.name!r} came as {array.dtype}, the signature says {spec.dtype}")
     return array
-
-
-def _first_line(error: BaseException) -> str:
-    """The line that says what happened; TensorFlow puts headings and Python stacks before it, and nodes after it."""
-    lines = str(getattr(error, "message", "") or error).splitlines()
-    at_nodes = [number for number, line in enumerate(lines) if line.startswith("Node: ")]
-    lines = lines[at_nodes[-1] + 1 if at_nodes else 0 :]
-    said = (line.strip() for line in lines if line.strip() and line.strip() != "Graph execution error:")
-    return next(said, type(error).__name__)[:300]

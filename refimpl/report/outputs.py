@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections import Counter
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from refimpl.errors import RecipeError
 from refimpl.runtime import RunResult
 
 
@@ -31,6 +35,33 @@ def _describe(array: np.ndarray[Any, Any]) -> dict[str, Any]:
         if finite.size:
             facts.update(min=float(finite.min()), mean=float(finite.mean()), max=float(finite.max()))
     return facts
+
+
+def write_outputs(file: Path, result: RunResult) -> None:
+    """Write the outputs to a new ``.npz`` file, one array per output; half a file is never left.
+
+    Raises:
+        RecipeError: an output holds strings, or the file exists or cannot be written.
+    """
+    if any(array.dtype == object for array in result.outputs.values()):
+        raise RecipeError("string outputs cannot be written to .npz", hint="leave --output away and use --json")
+    try:
+        with file.open("xb") as stream:
+            try:
+                _write_npz(stream, result.outputs)
+            except BaseException:
+                file.unlink()
+                raise
+    except OSError as error:
+        raise RecipeError(f"cannot write {file}: {error.strerror or error}", hint="choose another place") from error
+
+
+def _write_npz(stream: IO[bytes], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """As ``numpy.savez``, but for any name: an output may be called ``file``, and a path needs no suffix."""
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def print_run(console: Console, result: RunResult) -> None:

@@ -33,6 +33,17 @@ def are_convex(edges: Edges, islands: Iterable[Iterable[str]]) -> bool:
     return is_acyclic(contracted(edges, islands))
 
 
+def reaches(edges: Edges, before: str, after: str) -> bool:
+    """Whether there is a path from one vertex to the other; a vertex reaches itself."""
+    seen, stack = set(), [after]
+    while stack:
+        vertex = stack.pop()
+        if vertex not in seen:
+            seen.add(vertex)
+            stack += edges[vertex]
+    return before in seen
+
+
 def is_connected(edges: Edges, members: Iterable[str]) -> bool:
     """Whether the members hang together over edges between them, whatever their direction."""
     inside = set(members)

@@ -1,0 +1,174 @@
+"""The open SavedModel: its protobuf, and a TensorFlow session in which it is loaded.
+
+Everything goes through the meta graph, as TensorFlow Serving does: TF1 SavedModels, TF2 and Keras-3 exports and old
+Keras models whose Python objects no longer load are all the same here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+
+from refimpl.artifacts import Arg
+from refimpl.converter import graphdefs as gd
+from refimpl.errors import SourceError, first_line
+
+_INIT_SIGNATURES = frozenset({"__saved_model_init_op", "__saved_model_train_op"})
+
+
+class Source:
+    """An open SavedModel: its protobuf, and a TensorFlow session in which it is loaded.
+
+    Args:
+        path: the SavedModel's directory.
+        tags: tags of the meta graph to use; empty means ``serve`` or the only one.
+
+    Raises:
+        SourceError: no such directory, not a SavedModel, no such tags, or TensorFlow cannot load it.
+    """
+
+    def __init__(self, path: Path, tags: Sequence[str] = ()) -> None:
+        self.path = path
+        self.proto = _read_proto(path)
+        self.meta_graph = _pick_meta_graph(self.proto, tags, path)
+        self.tags = tuple(self.meta_graph.meta_info_def.tags)
+        if any(
+            node.attr["token"].s.startswith(b"refimpl.") for node in _all_nodes(self.meta_graph) if node.op == "PyFunc"
+        ):
+            raise SourceError(f"{path} is a bundle already", hint="convert the SavedModel that it was made from")
+        self.graph = tf.Graph()
+        with self.graph.as_default():
+            self.session = tf.compat.v1.Session(graph=self.graph, config=_session_config())
+            try:
+                tf.compat.v1.saved_model.load(self.session, list(self.tags), str(path))
+            except (tf.errors.OpError, ValueError, KeyError, OSError, RuntimeError) as error:
+                self.session.close()
+                raise SourceError(
+                    f"TensorFlow {tf.__version__} cannot load {path}: {first_line(error)}",
+                    hint="refimpl converts what TensorFlow can serve; check that it loads with saved_model_cli",
+                ) from error
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.session.close()
+
+    @property
+    def signature_keys(self) -> tuple[str, ...]:
+        return tuple(sorted(key for key in self.meta_graph.signature_def if key not in _INIT_SIGNATURES))
+
+    def pick_signatures(self, wanted: Sequence[str]) -> tuple[str, ...]:
+        """The keys to convert: those wanted, or ``serving_default``, or the only one.
+
+        Raises:
+            SourceError: an unknown key, or no way to choose.
+        """
+        known = self.signature_keys
+        hint = f"this SavedModel has: {', '.join(known) or 'none'}"
+        if list(wanted) == ["*"]:
+            return known
+        for key in wanted:
+            if key not in known:
+                raise SourceError(f"no signature {key!r} in {self.path}", hint=hint)
+        if wanted:
+            return tuple(dict.fromkeys(wanted))
+        if "serving_default" in known:
+            return ("serving_default",)
+        if len(known) == 1:
+            return known
+        raise SourceError(f"{self.path} has no signature serving_default", hint=f"name one with --signature; {hint}")
+
+    def values(self, args: Iterable[Arg]) -> dict[str, np.ndarray[Any, Any]]:
+        """The value of each variable among ``args``, by the argument's name."""
+        fetches = {}
+        with self.graph.as_default(), tf.device("CPU:0"):
+            for arg in args:
+                tensor = self.graph.get_tensor_by_name(arg.tensor)
+                if tensor.dtype == tf.resource:
+                    tensor = tf.raw_ops.ReadVariableOp(resource=tensor, dtype=tf.as_dtype(arg.dtype))
+                fetches[arg.name] = tensor
+        found = self.session.run(fetches) if fetches else {}
+        return {  # scalar strings come out as bare bytes
+            name: np.asarray(value, dtype=object if isinstance(value, bytes) else None) for name, value in found.items()
+        }
+
+
+def tree_sha256(path: Path) -> str:
+    """SHA-256 (hex) over the names and contents of every file below ``path``, in name order."""
+    total = hashlib.sha256()
+    for file in sorted(item for item in path.rglob("*") if item.is_file()):
+        with file.open("rb") as stream:
+            content = (
+                hashlib.file_digest(stream, "sha256")
+                if hasattr(hashlib, "file_digest")
+                else hashlib.sha256(stream.read())
+            )
+        total.update(f"{file.relative_to(path).as_posix()}\0{content.hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _read_proto(path: Path) -> Any:
+    if not path.exists():
+        raise SourceError(f"no such directory: {path}", hint="give the directory that holds saved_model.pb")
+    if not path.is_dir():
+        raise SourceError(f"{path} is not a directory", hint="give the directory that holds saved_model.pb")
+    binary, text = path / "saved_model.pb", path / "saved_model.pbtxt"
+    proto = saved_model_pb2.SavedModel()
+    try:
+        if binary.is_file():
+            proto.ParseFromString(binary.read_bytes())
+        elif text.is_file():
+            from google.protobuf import text_format
+
+            text_format.Parse(text.read_text(encoding="utf-8"), proto)
+        else:
+            raise SourceError(f"{path} is not a SavedModel: it has no saved_model.pb", hint=_not_saved_model_hint(path))
+    except SourceError:
+        raise
+    except Exception as error:  # protobuf raises different classes in its C and Python implementations
+        raise SourceError(
+            f"{path} is damaged: saved_model.pb cannot be parsed: {error}", hint="export the model again"
+        ) from error
+    if not proto.meta_graphs:
+        raise SourceError(f"{path} is damaged: saved_model.pb holds no meta graph", hint="export the model again")
+    return proto
+
+
+def _not_saved_model_hint(path: Path) -> str:
+    if any(path.glob("*.keras")) or any(path.glob("*.h5")):
+        return "this folder holds Keras files: load one and write a SavedModel with model.export(DIR)"
+    nested = sorted(item.parent for item in path.glob("*/saved_model.pb"))
+    return f"did you mean {nested[0]}?" if nested else "write one with model.export(DIR) or tf.saved_model.save"
+
+
+def _all_nodes(meta_graph: Any) -> Iterator[gd.NodeDef]:
+    yield from meta_graph.graph_def.node
+    for function in meta_graph.graph_def.library.function:
+        yield from function.node_def
+
+
+def _pick_meta_graph(proto: Any, tags: Sequence[str], path: Path) -> Any:
+    found = {frozenset(meta.meta_info_def.tags): meta for meta in proto.meta_graphs}
+    wanted = frozenset(tags or ("serve",))
+    if wanted in found:
+        return found[wanted]
+    if not tags and len(found) == 1:
+        return next(iter(found.values()))
+    listed = "; ".join(",".join(sorted(item)) or "(none)" for item in found)
+    raise SourceError(
+        f"no meta graph tagged {','.join(sorted(wanted))} in {path}", hint=f"tags there: {listed} (use --tags)"
+    )
+
+
+def _session_config() -> Any:
+    return tf.compat.v1.ConfigProto(device_count={"GPU": 0})

@@ -1,0 +1,131 @@
+"""Bundles for tests: made once per process from a model of the zoo, then copied and damaged at will."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+import refimpl
+from refimpl import bundle, cli
+from refimpl.bundle import Manifest
+from refimpl.recipe import Recipe
+from refimpl.runtime import LoadedBundle
+from tests.models import sample_inputs, saved_model
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="refimpl-test-bundles-")
+POINTER, MANIFEST = bundle.POINTER, bundle.MANIFEST
+
+
+@functools.cache
+def make_bundle(name: str, recipe: Recipe | None = None) -> Path:
+    """The bundle of a model of the zoo; nobody may change it."""
+    target = Path(_FOLDER.name) / f"{name}-{(recipe or Recipe()).digest()[:8]}"
+    refimpl.convert(saved_model(name), target, recipe)
+    return target
+
+
+def copy_of(name: str, folder: Path, recipe: Recipe | None = None) -> Path:
+    """A bundle of one's own; every folder is a bundle that the runtime has not seen."""
+    return Path(shutil.copytree(make_bundle(name, recipe), folder / "bundle"))
+
+
+def files_of(folder: Path) -> list[str]:
+    """Every file of a bundle, by its path in it."""
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+
+
+def reseal(folder: Path, **changes: Any) -> Manifest:
+    """Write checksums that are right again after files, or fields of the manifest, were changed."""
+    return bundle.seal(folder, Manifest(**{**vars(bundle.read(folder, check_files=False)), **changes}))
+
+
+@functools.cache
+def _original(name: str) -> Any:
+    return tf.saved_model.load(str(saved_model(name)))
+
+
+def feeds_of(name: str) -> dict[str, np.ndarray]:
+    """The first sample inputs of a model."""
+    return sample_inputs(name)[0]
+
+
+def answers(name: str, inputs: Mapping[str, np.ndarray], signature: str = "serving_default") -> dict[str, np.ndarray]:
+    """What the model itself says in TensorFlow."""
+    return call(_original(name), inputs, signature)
+
+
+def call(model: Any, inputs: Mapping[str, np.ndarray], signature: str = "serving_default") -> dict[str, np.ndarray]:
+    """One call of what ``tf.saved_model.load`` gave."""
+    result = model.signatures[signature](**{key: tf.constant(value) for key, value in inputs.items()})
+    return {key: value.numpy() for key, value in result.items()}
+
+
+def assert_same(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) -> None:
+    """Same names, dtypes, shapes and, within a few roundings of float32, values; NaN is equal to NaN."""
+    assert got.keys() == want.keys()
+    assert want, "nothing to compare"
+    for name, value in want.items():
+        assert (got[name].dtype, got[name].shape) == (value.dtype, value.shape), name
+        np.testing.assert_allclose(got[name], value, rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+def engines_of(loaded: LoadedBundle, inputs: Mapping[str, np.ndarray], signature: str = "") -> set[tuple[str, str]]:
+    """(engine, reason) of every island in one run."""
+    return {(run.engine, run.reason) for run in loaded.run(inputs, signature).islands}
+
+
+@contextlib.contextmanager
+def logged(level: int = logging.WARNING) -> Iterator[list[str]]:
+    """Messages of the runtime's log, whatever a command line run before has done to the loggers."""
+    lines: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno >= level:
+                lines.append(record.getMessage())
+
+    logger, handler = logging.getLogger("refimpl.runtime"), Handler()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+def command(*args: object, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    """``refimpl ARGS`` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "refimpl", *map(str, args)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(env or {})},
+        timeout=300,
+        check=False,
+        **options,
+    )
+
+
+def main(*args: object) -> int:
+    """``refimpl ARGS`` in this process; its exit code."""
+    loggers = logging.getLogger("refimpl")
+    before = loggers.level, loggers.propagate, list(loggers.handlers)
+    try:
+        return cli.main([str(arg) for arg in args])
+    finally:
+        loggers.level, loggers.propagate, loggers.handlers[:] = before
+        loggers.setLevel(before[0])

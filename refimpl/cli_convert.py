@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,18 +30,52 @@ def stdout_console() -> Console:
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
     """A reporter of stages on stderr: a spinner on a terminal, a line each elsewhere. Library chatter goes there
-    too.
+    too. After Ctrl-C, or a request to terminate, it raises KeyboardInterrupt.
     """
+    with contextlib.redirect_stdout(sys.stderr), _remembered_interrupts() as raise_if_any, _reporter() as show:
+
+        def tell(line: str) -> None:
+            raise_if_any()
+            show(line)
+
+        yield tell
+
+
+@contextlib.contextmanager
+def _reporter() -> Iterator[Callable[[str], None]]:
     console = Console(stderr=True, highlight=False, markup=False, no_color=env.prefers_plain_text() or None)
-    with contextlib.redirect_stdout(sys.stderr):
-        if logging.getLogger("refimpl").level >= logging.ERROR:  # --quiet
-            yield lambda _: None
-            return
-        if not console.is_terminal:
-            yield lambda line: console.print(line, soft_wrap=True)
-            return
+    if logging.getLogger("refimpl").level >= logging.ERROR:  # --quiet
+        yield lambda _: None
+    elif not console.is_terminal:
+        yield lambda line: console.print(line, soft_wrap=True)
+    else:
         with console.status("starting") as status:
             yield status.update
+
+
+@contextlib.contextmanager
+def _remembered_interrupts() -> Iterator[Callable[[], None]]:
+    """A check that raises after an interrupt: TensorFlow's C++ side may swallow the exception that a signal raises."""
+    came: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    def raise_if_any() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()  # Python takes signals nowhere else
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if ours}
+    replaced = [number for number, old in before.items() if old in (signal.default_int_handler, signal.SIG_DFL)]
+    for number in replaced:
+        signal.signal(number, note)
+    try:
+        yield raise_if_any
+    finally:
+        for number in replaced:
+            signal.signal(number, before[number])
 
 
 def _planning_options(command: Callable[..., Any]) -> Callable[..., Any]:

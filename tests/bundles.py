@@ -28,15 +28,15 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="refimpl-test-bundles-")
 POINTER, MANIFEST = bundle.POINTER, bundle.MANIFEST
 
 
-@functools.cache
-def make_bundle(name: str, recipe: Recipe | None = None) -> Path:
+def make_bundle(name: str, recipe: Recipe = Recipe()) -> Path:
     """The bundle of a model of the zoo; nobody may change it."""
-    target = Path(_FOLDER.name) / f"{name}-{(recipe or Recipe()).digest()[:8]}"
-    refimpl.convert(saved_model(name), target, recipe)
+    target = Path(_FOLDER.name) / f"{name}-{recipe.digest()[:8]}"
+    if not target.exists():
+        refimpl.convert(saved_model(name), target, recipe)
     return target
 
 
-def copy_of(name: str, folder: Path, recipe: Recipe | None = None) -> Path:
+def copy_of(name: str, folder: Path, recipe: Recipe = Recipe()) -> Path:
     """A bundle of one's own; every folder is a bundle that the runtime has not seen."""
     return Path(shutil.copytree(make_bundle(name, recipe), folder / "bundle"))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ from refimpl import runtime
 from refimpl.bundle import Manifest
 from refimpl.converter.plan import Seen
 from refimpl.converter.source import Source
-from refimpl.errors import InternalError, first_line
+from refimpl.errors import BuildError, first_line
 from refimpl.numerics import disagreement
 from refimpl.tolerance import tolerance_for
+
+
+Run = Callable[[str, Mapping[str, Any]], dict[str, Any]]  # signature key, inputs -> outputs
 
 
 def prove(folder: Path, source: Source, manifest: Manifest, samples: Mapping[str, Seen]) -> tuple[str, ...]:
@@ -26,30 +29,33 @@ def prove(folder: Path, source: Source, manifest: Manifest, samples: Mapping[str
         Notes for the manifest.
 
     Raises:
-        InternalError: the bundle does not load or does not give TensorFlow's answers; it must not ship.
+        BuildError: the bundle does not give TensorFlow's answers; it must not ship.
     """
-    loaded, notes = _load(folder, manifest)
+    run, notes = _load(folder, manifest)
     for record in manifest.signatures:
         key = record.signature.key
-        if not record.converted:
-            continue
-        for sample in samples[key].samples[:1] if key in samples else ():
+        for sample in samples[key].samples[:1] if record.converted and key in samples else ():
             if not _is_repeatable(source, key, sample.values):
                 continue
             want = _native(source, key, sample.values)
-            got = loaded.signatures[key](**{name: tf.constant(value) for name, value in sample.values.items()})
+            got = run(key, sample.values)
             for spec in record.signature.outputs:
                 tolerance = tolerance_for(manifest.precision, spec.dtype)
-                if why := disagreement(want[spec.name], _array(got[spec.name].numpy()), tolerance):
-                    raise InternalError(f"the finished bundle disagrees with TensorFlow: {key}/{spec.name}: {why}")
+                if why := disagreement(want[spec.name], got[spec.name], tolerance):
+                    raise BuildError(
+                        f"every island agrees with TensorFlow, but the whole does not: {spec.name}: {why}",
+                        hint="an op may decide between nearly equal values: keep it or the ops before it in TensorFlow "
+                        "(--keep-in-tf), or verify with real samples (--calibration)",
+                        signature=key,
+                    )
     runtime.forget(folder)
     return notes
 
 
-def _load(folder: Path, manifest: Manifest) -> tuple[Any, tuple[str, ...]]:
-    """Load as users do; the Python object graph is dropped if TensorFlow cannot restore it (signatures need none)."""
+def _load(folder: Path, manifest: Manifest) -> tuple[Run, tuple[str, ...]]:
+    """Load as users do; what TensorFlow cannot restore is dropped (signatures need no Python objects)."""
     try:
-        return tf.saved_model.load(str(folder), tags=list(manifest.tags)), ()
+        return _eager(folder, manifest), ()
     except Exception as error:  # noqa: BLE001  restoring runs arbitrary Keras code, which fails in its own ways
         reason = first_line(error)
     file = folder / "saved_model.pb"
@@ -62,7 +68,40 @@ def _load(folder: Path, manifest: Manifest) -> tuple[Any, tuple[str, ...]]:
         f"the model's Python objects cannot be restored by TensorFlow {tf.__version__} ({reason}); "
         "the bundle keeps its signatures and leaves the objects out"
     )
-    return tf.saved_model.load(str(folder), tags=list(manifest.tags)), (note,)
+    try:
+        return _eager(folder, manifest), (note,)
+    except Exception as error:  # noqa: BLE001  as above
+        reason = first_line(error)
+    note = (
+        f"tf.saved_model.load of TensorFlow {tf.__version__} cannot load this model or its bundle ({reason}); "
+        "load it with tf.compat.v1.saved_model.load in a session"
+    )
+    return _in_session(folder, manifest), (note,)
+
+
+def _eager(folder: Path, manifest: Manifest) -> Run:
+    loaded = tf.saved_model.load(str(folder), tags=list(manifest.tags))
+
+    def run(key: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        outputs = loaded.signatures[key](**{name: tf.constant(value) for name, value in values.items()})
+        return {name: _array(value.numpy()) for name, value in outputs.items()}
+
+    return run
+
+
+def _in_session(folder: Path, manifest: Manifest) -> Run:
+    graph = tf.Graph()
+    with graph.as_default():
+        session = tf.compat.v1.Session(graph=graph)
+        definitions = tf.compat.v1.saved_model.load(session, list(manifest.tags), str(folder)).signature_def
+
+    def run(key: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        definition = definitions[key]
+        feeds = {definition.inputs[name].name: value for name, value in values.items()}
+        outputs = session.run({name: info.name for name, info in definition.outputs.items()}, feeds)
+        return {name: _array(value) for name, value in outputs.items()}
+
+    return run
 
 
 def _native(source: Source, key: str, values: Mapping[str, Any]) -> dict[str, Any]:

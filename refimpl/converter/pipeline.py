@@ -95,6 +95,7 @@ def convert(source_path: Path, target: Path, recipe: Recipe, tell: Tell) -> Mani
                 extra = check_bundle.prove(
                     folder, source, manifest, {item.record.signature.key: item.samples for item in done}
                 )
+            tell("putting it in place")
             manifest = bundle.seal(
                 folder, replace(manifest, notes=(*manifest.notes, *extra), timings=dict(clock.seconds))
             )

@@ -129,7 +129,8 @@ def _branches(
                 "PreventGradient",
                 [f"engine/{index}"],
                 T=gd.type_attr(dtype),
-                message=f"{name} is an engine of a refimpl bundle, which is for inference; train the original model",
+                message=f"{name} is an engine of a refimpl bundle, which is for inference: call it under "
+                "tape.stop_recording(), and train the original model",
             )
             for index, dtype in enumerate(out_types)
         ],

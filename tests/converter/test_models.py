@@ -18,7 +18,6 @@ from refimpl.bundle import IDLE_OPS, Manifest, SignatureRecord
 from refimpl.converter import graphdefs as gd
 from refimpl.converter.load import Source, signature_graph
 from refimpl.engines import tensorrt
-from refimpl.errors import RunError
 from refimpl.oracle.compare import compare
 from refimpl.oracle.runners import SavedModelRunner
 from refimpl.runtime import EMPTY, NATIVE, NOT_FINITE, IslandRun
@@ -148,8 +147,8 @@ def check_answers(name: str, source: Path, bundle: Path, manifest: Manifest) -> 
             for inputs in samples:
                 ran = compare_with_truth(truth, loaded, watcher, record, inputs, manifest.precision)
                 check_runs(record, ran, inputs)
-            variants = [] if name in LARGE and MODELS[name].expect.slow else list(variants_of(samples[0], record.signature))
-            for inputs in variants:
+            no_rows = has_no_convolution(record) or truth.onednn == "off"
+            for inputs in variants_of(samples[0], record.signature, no_rows=no_rows) if not expect.slow else ():
                 compare_with_truth(truth, loaded, watcher, record, inputs, manifest.precision)
 
 
@@ -158,27 +157,32 @@ def compare_with_truth(
 ) -> Counter[IslandRun]:
     """Compare one call; what ran the islands meanwhile."""
     key = record.signature.key
-    feeds = {name: tf.constant(value) for name, value in inputs.items()}
     before = Counter(watcher.counts())
-    try:
-        want = truth.run(inputs, key)
-    except RunError:  # what TensorFlow refuses, the bundle refuses too
-        with pytest.raises(tf.errors.OpError):
-            loaded.signatures[key](**feeds)
-        return Counter(watcher.counts()) - before
-    raw = loaded.signatures[key](**feeds)
-    got = {output: tensor.numpy() for output, tensor in raw.items()}
+    want = truth.run(inputs, key)
+    raw = loaded.signatures[key](**{name: tf.constant(value) for name, value in inputs.items()})
+    ran = Counter(watcher.counts()) - before
     assert {output: tensor.dtype.name for output, tensor in raw.items()} == {
         spec.name: spec.dtype for spec in record.signature.outputs
     }
-    unstable = {output: "values" for output, array in truth.run(inputs, key).items() if not same(array, want[output])}
-    comparison = compare(want, got, lambda dtype: tolerance_for(precision, dtype), unstable)
+    got = {output: array_of(tensor) for output, tensor in raw.items()}
+    if ran and all(run.reason == NOT_FINITE for run in ran):
+        # TensorFlow computed all of it, and its kernels differ about what comes of an infinity: the rest must agree.
+        want, got = {k: finite_rows(v, v) for k, v in want.items()}, {k: finite_rows(v, want[k]) for k, v in got.items()}
+    comparison = compare(want, got, lambda dtype: tolerance_for(precision, dtype))
     assert comparison.ok, f"{key} {({n: v.shape for n, v in inputs.items()})}: {comparison.reason}"
-    return Counter(watcher.counts()) - before
+    return ran
 
 
-def same(one: np.ndarray, other: np.ndarray) -> bool:
-    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+def array_of(tensor: Any) -> np.ndarray:
+    value = tensor.numpy()
+    return np.asarray(value, dtype=object if isinstance(value, bytes) else None)
+
+
+def finite_rows(array: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """The rows in which ``by`` is finite throughout; all of them when it holds no floats."""
+    if by.dtype.kind != "f" or array.shape != by.shape:
+        return array
+    return array[np.isfinite(by).reshape(len(by), -1).all(1)] if by.ndim else array[np.isfinite(by)]
 
 
 def check_runs(record: SignatureRecord, ran: Counter[IslandRun], inputs: Inputs) -> None:
@@ -192,8 +196,14 @@ def check_runs(record: SignatureRecord, ran: Counter[IslandRun], inputs: Inputs)
             assert run.engine == "onnxruntime" or run.reason in (EMPTY, NOT_FINITE)
 
 
-def variants_of(inputs: Inputs, signature: Signature) -> Iterator[Inputs]:
-    """The sample with a NaN, an infinity or both in every float input, and with no rows."""
+def has_no_convolution(record: SignatureRecord) -> bool:
+    """TensorFlow's own convolution gives an empty batch the wrong shape with oneDNN: nothing to compare with."""
+    kinds = {kind for island in record.islands for _, kind in island.ops} | {op.type for op in record.left}
+    return not any("Conv" in kind for kind in kinds)
+
+
+def variants_of(inputs: Inputs, signature: Signature, *, no_rows: bool) -> Iterator[Inputs]:
+    """The sample with NaN, infinities or both in every float input, and with no rows."""
     floats = [name for name, value in inputs.items() if value.dtype.kind == "f" and value.size]
     for bad in ([np.nan], [np.inf, -np.inf], [np.nan, np.inf, -np.inf]) if floats else ():
         changed = dict(inputs)
@@ -204,7 +214,7 @@ def variants_of(inputs: Inputs, signature: Signature) -> Iterator[Inputs]:
             changed[name] = value
         yield changed
     open_batch = [spec.name for spec in signature.inputs if spec.shape is None or spec.shape[:1] == (None,)]
-    if open_batch:
+    if open_batch and no_rows:
         yield {name: value[:0] if name in open_batch else value for name, value in inputs.items()}
 
 
@@ -216,6 +226,7 @@ def check_verdict(name: str, source: Path, bundle: Path, golden: Path) -> None:
     given = f"tests.converter.cases:{name}" if hasattr(cases, name) else None
     oracle.record(source, golden, cases=given, signatures=["serving_default", *expect.others])
     verdict = oracle.check(bundle, golden)
-    assert verdict.outcome is oracle.Outcome.MATCH, [case.reason for case in verdict.cases if case.reason]
-    assert verdict.cases
+    wanted = oracle.Outcome.MATCH if expect.islands else oracle.Outcome.MATCH_NOTHING_ACCELERATED
+    assert verdict.outcome is wanted, [case.reason for case in verdict.cases if case.reason]
+    assert verdict.passed is bool(expect.islands)
     assert NATIVE not in {engine for case in verdict.cases if case.kind == "ordinary" for engine in case.engines}

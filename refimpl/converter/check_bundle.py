@@ -18,7 +18,6 @@ from refimpl.errors import BuildError, first_line
 from refimpl.numerics import disagreement
 from refimpl.tolerance import tolerance_for
 
-
 Run = Callable[[str, Mapping[str, Any]], dict[str, Any]]  # signature key, inputs -> outputs
 
 

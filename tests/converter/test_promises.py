@@ -1,4 +1,4 @@
-"""Promises that are easy to break: TensorFlow's errors stay errors, gradients are never made up, state is never frozen."""
+"""Promises that are easy to break: TensorFlow's errors stay errors, gradients are not made up, state is not frozen."""
 
 from __future__ import annotations
 

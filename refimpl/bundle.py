@@ -284,6 +284,7 @@ def check_file(path: Path, manifest: Manifest, name: str) -> Path:
 
 
 def file_sha256(file: Path) -> str:
+    """SHA-256 (hexadecimal) of a file, however large."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):

@@ -146,4 +146,4 @@ def doctor(*, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**asdict(health), "advice": advice(health)}, indent=2))
     else:
-        show(health, Console(highlight=False, markup=False, soft_wrap=True, no_color=env.prefers_plain_text() or None))
+        show(health, Console(highlight=False, markup=False, no_color=env.prefers_plain_text() or None))

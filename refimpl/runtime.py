@@ -214,8 +214,9 @@ class IslandRuntime:
             try:
                 engine = module.open(self._checked_engine(stored[kind].file))
                 self._prove(record, stored[kind].precision, engine)
-            except RefimplError as error:
-                broken.append(f"{kind}: {error.message}")
+            except Exception as error:  # noqa: BLE001  (a library may fail in its own ways: TensorFlow still answers)
+                why = error.message if isinstance(error, RefimplError) else f"{type(error).__name__}: {error}"
+                broken.append(f"{kind}: {why}")
                 continue
             opened.append((kind, engine))
         self._problems += broken
@@ -260,6 +261,7 @@ def write_probe(file: Path, inputs: Sequence[Array], outputs: Sequence[Array]) -
 
 
 def read_probe(file: Path) -> tuple[list[Array], list[Array]]:
+    """The inputs and outputs that :func:`write_probe` stored."""
     with np.load(file, allow_pickle=False) as data:
         sides = []
         for side in ("input_", "output_"):
@@ -393,7 +395,6 @@ def load(path: str | os.PathLike[str], *, engines: Sequence[str] | None = None) 
 
 def forget(path: Path) -> None:
     """Close the engines of every bundle that was opened at ``path``; the next call opens them again."""
-    folder = Path(path).absolute()
     with _lock:
-        for key in [key for key, opened in _open_bundles.items() if opened.path.absolute() == folder]:
+        for key in [key for key, opened in _open_bundles.items() if opened.path.absolute() == Path(path).absolute()]:
             del _open_bundles[key]

@@ -112,4 +112,5 @@ def format_shape(shape: Shape) -> str:
 
 
 def count_elements(shape: Sequence[int]) -> int:
+    """How many elements an array of this shape has."""
     return math.prod(shape)

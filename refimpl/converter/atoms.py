@@ -6,6 +6,8 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from refimpl.artifacts import Op
@@ -31,6 +33,15 @@ _REFUSED_DTYPES = {
 }
 
 
+_UNFAITHFUL = {
+    **dict.fromkeys(
+        """SegmentSum SegmentMean SegmentProd SegmentMax SegmentMin UnsortedSegmentSum UnsortedSegmentProd
+        UnsortedSegmentMax UnsortedSegmentMin SparseSegmentSum SparseSegmentMean SparseSegmentSqrtN""".split(),
+        "its lowering goes through float32 matrix products and drops TensorFlow's checks of the segment ids",
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Atoms:
     """The marked ONNX graph of a signature, sorted by the ops it came from."""
@@ -45,13 +56,34 @@ def refuse_statically(graph: OpGraph, keep_in_tf: Sequence[str], written: frozen
     import tf2onnx.tfonnx
 
     known = set(tf2onnx.tfonnx.handler.tf_op.create_mapping(lower.OPSET, None)) | _REWRITTEN
+    shapes = _shape_values(graph)
     used = {tensor for op in graph.ops.values() for tensor in op.inputs} | set(graph.results)
     refused = {}
     for op in graph.ops.values():
         outputs = [spec for spec in op.outputs if spec.name in used]
-        if reason := _static_refusal(op, outputs, graph, known, keep_in_tf, written):
+        reason = _static_refusal(op, outputs, graph, known, keep_in_tf, written)
+        if reason := reason or _overflows(op, shapes):
             refused[op.name] = reason
     return _spread_over_groups(graph, refused)
+
+
+def _shape_values(graph: OpGraph) -> set[str]:
+    """Tensors computed from shapes alone: integers too small to overflow."""
+    found: set[str] = set()
+    for op in graph.ops.values():
+        if op.type in ("Shape", "ShapeN", "Size", "Rank") or (op.inputs and found.issuperset(op.inputs)):
+            found.update(spec.name for spec in op.outputs)
+    return found
+
+
+def _overflows(op: Op, shapes: set[str]) -> str:
+    if (
+        op.type in ("Prod", "Pow")
+        and op.outputs[0].dtype.startswith(("int", "uint"))
+        and not shapes.issuperset(op.inputs)
+    ):
+        return "products of integers that overflow wrap around in TensorFlow, and do not in engines"
+    return ""
 
 
 def _static_refusal(
@@ -74,6 +106,8 @@ def _static_refusal(
             return _REFUSED_DTYPES[spec.dtype]
         if spec.shape is None and spec.dtype != "variant":
             return f"the rank of {spec.name} is unknown, and engines need a fixed one (export with a fixed rank)"
+    if op.type in _UNFAITHFUL:
+        return _UNFAITHFUL[op.type]
     if "Random" in op.type or op.type in ("Multinomial", "StatelessMultinomial"):
         return "random numbers are drawn by TensorFlow, so that seeds keep their meaning"
     if op.type not in known and all(node.op not in known for node in graph.lowering.bodies[op.name][-1:]):
@@ -102,10 +136,20 @@ def lower_atoms(graph: OpGraph, refused: Mapping[str, str]) -> Atoms:
             continue
         found = _walk(markers, op)
         nodes[op.name] = found
-        for node in found:
-            if reason := onnxgraphs.refusal_of(node):
-                reasons.setdefault(op.name, reason)
+        if reason := next(filter(None, map(onnxgraphs.refusal_of, found)), "") or _rounds_integers(op, found, graph):
+            reasons[op.name] = reason
     return Atoms(whole, nodes, _spread_over_groups(graph, reasons))
+
+
+def _rounds_integers(op: Op, nodes: Sequence[gs.Node], graph: OpGraph) -> str:
+    """Whether an op on integers alone is computed in float32, as tf2onnx does for some."""
+    specs = [graph.specs[tensor] for tensor in op.inputs] + list(op.outputs)
+    if any(spec.dtype.startswith(("float", "bfloat")) or spec.dtype == "variant" for spec in specs):
+        return ""
+    for node in nodes:
+        if node.op == "Cast" and node.attrs["to"] == onnx.TensorProto.FLOAT and node.inputs[0].dtype != np.bool_:
+            return "its lowering computes integers in float32, which is exact only up to 2^24"
+    return ""
 
 
 def _lower_parts(graph: OpGraph, ops: list[str], reasons: dict[str, str]) -> list[gs.Graph]:

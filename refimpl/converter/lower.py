@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import onnx
 import tensorflow as tf
 
 from refimpl import tf_private
@@ -268,6 +269,7 @@ def to_onnx(graph: OpGraph, ops: Sequence[str], *, marked: bool) -> tuple[Any, d
             )
         model = onnx_graph.make_model("island")
     _tidy(model.graph)
+    _uncast_comparisons(model.graph)
     names = {item.name for item in model.graph.output}
     if missing := set(outputs) - names:
         raise InternalError(f"lowering lost {sorted(missing)}")
@@ -285,6 +287,20 @@ def _tidy(graph: Any) -> None:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _tidy(attribute.g)
+
+
+def _uncast_comparisons(graph: Any) -> None:
+    """Compare integers as integers: tf2onnx casts them to float32 first, which confuses values beyond 2^24."""
+    kinds = {item.name: item.type.tensor_type.elem_type for item in [*graph.value_info, *graph.input]}
+    kinds.update({item.name: item.data_type for item in graph.initializer})
+    casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
+    integers = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+    for node in graph.node:
+        if node.op_type in ("Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Equal"):
+            sources = [casts.get(name, "") for name in node.input]
+            found = {kinds.get(name) for name in sources}
+            if len(found) == 1 and found <= set(integers):
+                node.input[:] = sources
 
 
 def _respell_nearest(node: Any) -> None:

@@ -126,9 +126,12 @@ def look(graph: OpGraph, native: NativeGraph, recipe: Recipe) -> Seen:
     fed = {arg.key: f"{arg.name}:0" for arg in graph.source.args if arg.kind == "input"}
     results = list(graph.source.results)
 
+    def run(sample: Sample) -> None:
+        native.run({fed[key]: value for key, value in sample.values.items()}, results)
+
     def accepts(sample: Sample) -> bool:
         try:
-            native.run({fed[key]: value for key, value in sample.values.items()}, results)
+            run(sample)
         except RunError:
             return False
         return True
@@ -146,6 +149,13 @@ def look(graph: OpGraph, native: NativeGraph, recipe: Recipe) -> Seen:
     if recipe.calibration:
         samples: list[Sample] = []
         for sample in sampling.user_samples(recipe.calibration, signature):
+            try:
+                run(sample)
+            except RunError as error:
+                raise RecipeError(
+                    f"sample {sample.name}: TensorFlow fails on it: {error.message}",
+                    hint="give inputs that the model takes",
+                ) from error
             samples.append(sample)
             if len(samples) == sampling.MAX_USER_SAMPLES:
                 break

@@ -59,8 +59,8 @@ def stitch_signature(
     body: list[gd.NodeDef] = []
     helpers: list[gd.FunctionDef] = []
     for name, island in islands.items():
-        native, passing = _branches(graph, name, island, nodes)
-        helpers += [native.function, passing]
+        native, branches = _branches(graph, name, island, nodes)
+        helpers += [native.function, *branches]
         body += _engine_nodes(graph, name, island, native, bundle_id, attributes, moved, owner)
     for node in graph.lowering.order:
         if node.name not in owner and node.op != "Placeholder":
@@ -88,7 +88,7 @@ class _Native:
 
 def _branches(
     graph: OpGraph, name: str, island: Island, nodes: Mapping[str, gd.NodeDef]
-) -> tuple[_Native, gd.FunctionDef]:
+) -> tuple[_Native, tuple[gd.FunctionDef, gd.FunctionDef]]:
     """The two branches behind an engine node: the original ops, and passing the engine's outputs on."""
     constant = graph.lowering.constant
     state = {arg.name: arg for arg in graph.source.args if arg.kind != "input"}
@@ -137,7 +137,23 @@ def _branches(
         args,
         [(f"result{index}", dtype, f"pass/{index}:0") for index, dtype in enumerate(out_types)],
     )
-    return _Native(native, captured), passing
+    # Called from the branch, not made the branch itself: TensorFlow optimizes a call as it does a whole model, and its
+    # fused and oneDNN kernels make other things of a NaN than the plain ones that a branch would get.
+    call = gd.make_node(
+        "call",
+        "StatefulPartitionedCall",
+        [arg for arg, _ in args],
+        f=gd.func_attr(native.signature.name),
+        Tin=gd.types_attr([dtype for _, dtype in args]),
+        Tout=gd.types_attr(out_types),
+    )
+    calling = gd.make_function(
+        f"{name}_native_call",
+        [call],
+        args,
+        [(f"result{index}", dtype, f"call:{index}") for index, dtype in enumerate(out_types)],
+    )
+    return _Native(native, captured), (calling, passing)
 
 
 def _engine_nodes(
@@ -181,7 +197,7 @@ def _engine_nodes(
         Tin=gd.types_attr(in_types + [arg_type(arg) for arg in native.captured] + out_types),
         Tout=gd.types_attr(out_types),
         then_branch=gd.func_attr(f"{name}_engine_result"),
-        else_branch=gd.func_attr(f"{name}_native_segment"),
+        else_branch=gd.func_attr(f"{name}_native_call"),
     )
     for tensor in island.leaving:
         branch.attr["output_shapes"].list.shape.add().CopyFrom(tf.TensorShape(graph.specs[tensor].shape).as_proto())

@@ -64,6 +64,7 @@ class OrtEngine:
 
 
 def session_options() -> Any:
+    """Options of a session that keeps its warnings to itself."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     return options

@@ -10,7 +10,7 @@ import functools
 import importlib
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +129,8 @@ def build(model: Path, target: Path, profiles: Sequence[Profile], options: Build
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse_from_file(str(model)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        raise BuildError(
-            "; ".join(f"{error.node_operator()}: {_shorten(error.desc())}" for error in errors) or "parser failed"
-        )
+        said = [f"{error.node_operator() or 'ONNX'}: {_shorten(error.desc())}" for error in errors]
+        raise BuildError("; ".join(said) or "parser failed")
     config = builder.create_builder_config()
     if hasattr(trt.BuilderFlag, "TF32") and not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
@@ -139,7 +138,7 @@ def build(model: Path, target: Path, profiles: Sequence[Profile], options: Build
         config.set_flag(trt.BuilderFlag.STRICT_NANS)  # else 0*x may become 0 and hide a NaN that TensorFlow shows
     if options.workspace_bytes:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    for profile in profiles:
+    for profile in dict.fromkeys(_without_data(network, profile) for profile in profiles):
         config.add_optimization_profile(_trt_profile(builder, network, profile))
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -149,12 +148,17 @@ def build(model: Path, target: Path, profiles: Sequence[Profile], options: Build
     target.write_bytes(memoryview(plan))
 
 
+def _without_data(network: Any, profile: Profile) -> Profile:
+    """Only of inputs that TensorRT takes as shapes do values matter; without the others, profiles may be the same."""
+    return replace(profile, values=tuple(item for item in profile.values if network.get_input(item[0]).is_shape_tensor))
+
+
 def _trt_profile(builder: Any, network: Any, profile: Profile) -> Any:
     result = builder.create_optimization_profile()
     values = {index: rest for index, *rest in profile.values}
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        if tensor.is_shape_tensor and index in values:
+        if index in values:
             result.set_shape_input(tensor.name, *values[index])
         else:
             result.set_shape(tensor.name, profile.min[index], profile.opt[index], profile.max[index])

@@ -77,8 +77,8 @@ def require_reference_tf() -> tuple[Any, str]:
     Raises:
         UnsupportedError: TensorFlow is not installed.
     """
+    off = env.turn_onednn_off()  # first: what makes sure of TensorFlow imports it
     env.require_tensorflow()
-    off = env.turn_onednn_off()
     import tensorflow as tf
 
     return tf, "off" if off else "TensorFlow's default"

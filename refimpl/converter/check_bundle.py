@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from refimpl import runtime
-from refimpl.bundle import Manifest
+from refimpl.bundle import Manifest, SignatureRecord
 from refimpl.converter.plan import Seen
 from refimpl.converter.source import Source
 from refimpl.errors import BuildError, first_line
@@ -21,8 +22,18 @@ from refimpl.tolerance import tolerance_for
 Run = Callable[[str, Mapping[str, Any]], dict[str, Any]]  # signature key, inputs -> outputs
 
 
-def prove(folder: Path, source: Source, manifest: Manifest, samples: Mapping[str, Seen]) -> tuple[str, ...]:
+def prove(
+    folder: Path, source: Source, manifest: Manifest, samples: Mapping[str, Seen], *, has_state: bool
+) -> tuple[str, ...]:
     """Load the bundle with ``tf.saved_model.load`` and run every converted signature on its samples.
+
+    Args:
+        folder: the bundle.
+        source: the model.
+        manifest: the bundle's.
+        samples: by signature.
+        has_state: whether a signature assigns variables; ``source`` ran and has other values by now, so that the
+            model is loaded anew.
 
     Returns:
         Notes for the manifest.
@@ -31,24 +42,29 @@ def prove(folder: Path, source: Source, manifest: Manifest, samples: Mapping[str
         BuildError: the bundle does not give TensorFlow's answers; it must not ship.
     """
     run, notes = _load(folder, manifest)
-    for record in manifest.signatures:
-        key = record.signature.key
-        for sample in samples[key].samples[:1] if record.converted and key in samples else ():
-            if not _is_repeatable(source, key, sample.values):
-                continue
-            want = _native(source, key, sample.values)
-            got = run(key, sample.values)
-            for spec in record.signature.outputs:
-                tolerance = tolerance_for(manifest.precision, spec.dtype)
-                if why := disagreement(want[spec.name], got[spec.name], tolerance):
-                    raise BuildError(
-                        f"every island agrees with TensorFlow, but the whole does not: {spec.name}: {why}",
-                        hint="an op may decide between nearly equal values: keep it or the ops before it in TensorFlow "
-                        "(--keep-in-tf), or verify with real samples (--calibration)",
-                        signature=key,
-                    )
+    with Source(source.path, source.tags) if has_state else contextlib.nullcontext(source) as truth:
+        for record in manifest.signatures:
+            key = record.signature.key
+            for sample in samples[key].samples[:1] if record.converted and key in samples else ():
+                _compare(record, truth, run, sample.values, manifest.precision)
     runtime.forget(folder)
     return notes
+
+
+def _compare(record: SignatureRecord, truth: Source, run: Run, values: Mapping[str, Any], precision: str) -> None:
+    """Two calls of each side, so that their variables stay in step; random ops and counters are not compared."""
+    key = record.signature.key
+    (want, got), (again, _) = ((_native(truth, key, values), run(key, values)) for _ in range(2))
+    if any(disagreement(want[name], again[name], tolerance_for("fp32", _dtype(want[name]))) for name in want):
+        return
+    for spec in record.signature.outputs:
+        if why := disagreement(want[spec.name], got[spec.name], tolerance_for(precision, spec.dtype)):
+            raise BuildError(
+                f"every island agrees with TensorFlow, but the whole does not: {spec.name}: {why}",
+                hint="an op may decide between nearly equal values: keep it or the ops before it in TensorFlow "
+                "(--keep-in-tf), or verify with real samples (--calibration)",
+                signature=key,
+            )
 
 
 def _load(folder: Path, manifest: Manifest) -> tuple[Run, tuple[str, ...]]:
@@ -118,11 +134,3 @@ def _array(value: Any) -> Any:
 
 def _dtype(array: Any) -> str:
     return "string" if array.dtype == object else str(array.dtype.name)
-
-
-def _is_repeatable(source: Source, key: str, values: Mapping[str, Any]) -> bool:
-    """Whether TensorFlow gives the same answer twice (random ops and counters do not)."""
-    first, second = _native(source, key, values), _native(source, key, values)
-    return all(
-        not disagreement(first[name], second[name], tolerance_for("fp32", _dtype(first[name]))) for name in first
-    )

@@ -92,9 +92,8 @@ def convert(source_path: Path, target: Path, recipe: Recipe, tell: Tell) -> Mani
             manifest = bundle.seal(folder, manifest)
             with clock.time("check"):
                 tell("running the finished bundle against TensorFlow")
-                extra = check_bundle.prove(
-                    folder, source, manifest, {item.record.signature.key: item.samples for item in done}
-                )
+                samples = {item.record.signature.key: item.samples for item in done}
+                extra = check_bundle.prove(folder, source, manifest, samples, has_state=bool(job.mutable))
             tell("putting it in place")
             manifest = bundle.seal(
                 folder, replace(manifest, notes=(*manifest.notes, *extra), timings=dict(clock.seconds))

@@ -12,7 +12,7 @@ from pathlib import Path
 from refimpl.artifacts import Array, SignatureGraph
 from refimpl.converter import samples as sampling
 from refimpl.converter import verify
-from refimpl.converter.atoms import Atoms, lower_atoms, refuse_statically
+from refimpl.converter.atoms import Atoms, lower_atoms
 from refimpl.converter.constants import assigned_variables, lowering_graph
 from refimpl.converter.islands import Island, IslandMaker, Rejection
 from refimpl.converter.judge import Judge, refused_ops
@@ -20,6 +20,7 @@ from refimpl.converter.load import signature_graph, suspect_variables
 from refimpl.converter.lower import OpGraph, leaving_tensors, op_graph
 from refimpl.converter.native import NativeGraph
 from refimpl.converter.partition import partition
+from refimpl.converter.refusals import refuse_statically, spread_over_groups
 from refimpl.converter.samples import Sample
 from refimpl.converter.source import Source
 from refimpl.errors import RecipeError, RunError, SourceError
@@ -95,7 +96,7 @@ def make_plan(graph: OpGraph, recipe: Recipe, judge: Judge, mutable: frozenset[s
                 new.update(found)
         if not new:
             return _plan(graph, atoms, refused, recipe)
-        refused.update(spread(graph, new))
+        refused.update(spread_over_groups(graph, new))
 
 
 def _plan(graph: OpGraph, atoms: Atoms, refused: Mapping[str, str], recipe: Recipe) -> Plan:
@@ -103,12 +104,6 @@ def _plan(graph: OpGraph, atoms: Atoms, refused: Mapping[str, str], recipe: Reci
         graph.ops, refused, min_segment_size=recipe.min_segment_size, max_engines=recipe.max_engines
     )
     return Plan(graph, atoms, islands, dict(refused), left_out)
-
-
-def spread(graph: OpGraph, reasons: Mapping[str, str]) -> dict[str, str]:
-    """What is said of one op of a group holds for the whole group: it is never parted."""
-    by_group = {graph.ops[name].group: reason for name, reason in reasons.items()}
-    return {name: reasons.get(name, by_group[op.group]) for name, op in graph.ops.items() if op.group in by_group}
 
 
 @dataclass(frozen=True)
@@ -214,7 +209,7 @@ def settle(
                 made[ops] = result
         if not new:
             return plan, tuple(made[ops] for ops in plan.islands)
-        refused.update(spread(graph, new))
+        refused.update(spread_over_groups(graph, new))
         plan = _plan(graph, plan.atoms, refused, recipe)
         plan = _judged_again(plan, judge, recipe, refused, made)
 
@@ -230,7 +225,7 @@ def _judged_again(
                 new.update(refused_ops(plan.graph, plan.atoms, judge, ops))
         if not new:
             return plan
-        refused.update(spread(plan.graph, new))
+        refused.update(spread_over_groups(plan.graph, new))
         plan = _plan(plan.graph, plan.atoms, refused, recipe)
 
 

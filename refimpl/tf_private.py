@@ -32,6 +32,9 @@ def inline_functions(graph_def: Any, feeds: Sequence[str], fetches: Sequence[str
         A new GraphDef, pruned by nothing but Grappler's ``function`` pass.
     """
     graph_def = disable_lower_using_switch_merge(graph_def)
+    for node in [*graph_def.node, *(node for function in graph_def.library.function for node in function.node_def)]:
+        if node.op in ("Case", "StatelessCase"):  # TensorFlow's own helper thinks of If and While only
+            node.attr["_lower_using_switch_merge"].b = False
     for function in graph_def.library.function:
         # A GPU-only twin of an RNN that keeps Grappler from inlining the real one.
         function.attr.pop("api_implements", None)

@@ -15,20 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import refimpl
-from refimpl import bundle, cli
+from refimpl import bundle, cli, oracle, runtime
 from refimpl.bundle import Manifest
 from refimpl.recipe import Recipe
 from refimpl.runtime import LoadedBundle
 from tests.models import sample_inputs, saved_model
 
+DEFAULT = Recipe()
 _FOLDER = tempfile.TemporaryDirectory(prefix="refimpl-test-bundles-")
 POINTER, MANIFEST = bundle.POINTER, bundle.MANIFEST
 
 
-def make_bundle(name: str, recipe: Recipe = Recipe()) -> Path:
+def make_bundle(name: str, recipe: Recipe = DEFAULT) -> Path:
     """The bundle of a model of the zoo; nobody may change it."""
     target = Path(_FOLDER.name) / f"{name}-{recipe.digest()[:8]}"
     if not target.exists():
@@ -36,7 +38,7 @@ def make_bundle(name: str, recipe: Recipe = Recipe()) -> Path:
     return target
 
 
-def copy_of(name: str, folder: Path, recipe: Recipe = Recipe()) -> Path:
+def copy_of(name: str, folder: Path, recipe: Recipe = DEFAULT) -> Path:
     """A bundle of one's own; every folder is a bundle that the runtime has not seen."""
     return Path(shutil.copytree(make_bundle(name, recipe), folder / "bundle"))
 
@@ -84,6 +86,57 @@ def assert_same(got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]) -
 def engines_of(loaded: LoadedBundle, inputs: Mapping[str, np.ndarray], signature: str = "") -> set[tuple[str, str]]:
     """(engine, reason) of every island in one run."""
     return {(run.engine, run.reason) for run in loaded.run(inputs, signature).islands}
+
+
+def counts_of(folder: Path) -> dict[tuple[str, str], int]:
+    """How often each (engine, reason) ran in this process, over all islands of the bundle at this place."""
+    owner = runtime._runtime(str(folder / POINTER), bundle.read(folder, check_files=False).bundle_id)
+    found: dict[tuple[str, str], int] = {}
+    for run, count in owner.counts.items():
+        found[run.engine, run.reason] = found.get((run.engine, run.reason), 0) + count
+    return found
+
+
+@functools.cache
+def golden_of(name: str) -> Path:
+    """A golden record of a model of the zoo."""
+    target = Path(_FOLDER.name) / f"{name}-golden"
+    oracle.record(saved_model(name), target)
+    return target
+
+
+def commands(name: str, folder: Path) -> dict[str, list[object]]:
+    """A call of every command that succeeds; ``folder`` is where it may write."""
+    return {
+        "convert": ["convert", saved_model(name), folder / "new"],
+        "explain": ["explain", saved_model(name)],
+        "inspect": ["inspect", make_bundle(name)],
+        "run": ["run", make_bundle(name), "--inputs", "random"],
+        "record": ["record", saved_model(name), folder / "golden"],
+        "check": ["check", make_bundle(name), golden_of(name)],
+        "doctor": ["doctor"],
+    }
+
+
+def assert_refused(capfd: pytest.CaptureFixture[str], *args: object, says: str, hint: str = "") -> str:
+    """``refimpl ARGS`` fails with exit code 2, one error and one hint, and leaves the working directory as it was.
+
+    Returns:
+        What went to stderr.
+    """
+    before = sorted(Path.cwd().rglob("*"))
+    assert main(*args) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, err
+    assert says in errors[0]
+    hints = [line for line in err.splitlines() if line.startswith("hint: ")]
+    assert len(hints) == 1, err
+    assert hint in hints[0]
+    assert sorted(Path.cwd().rglob("*")) == before, "nothing half-written"
+    return err
 
 
 @contextlib.contextmanager

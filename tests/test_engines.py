@@ -1,86 +1,26 @@
-"""The three kinds of engines: building, opening, running, and how each says no."""
+"""The engines that run everywhere: building, opening, running, and how each says no."""
 
 from __future__ import annotations
 
 import inspect
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 import tensorflow as tf
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 import refimpl
-from refimpl import engines, gpus
-from refimpl.converter import judge
-from refimpl.engines import BuildOptions, Profile, onnxruntime, tensorrt
+from refimpl import engines
+from refimpl.engines import BuildOptions, onnxruntime
 from refimpl.engines import numpy as numpy_engine
-from refimpl.errors import BuildError, BundleError, RunError, UnsupportedError
-from tests.bundles import answers, assert_same, call, feeds_of, files_of, logged, main
-from tests.models import saved_model
+from refimpl.errors import BuildError, BundleError, RunError
+from tests.bundles import assert_same, call, files_of, logged
+from tests.onnx_models import WANT, WEIGHTS, X, dense, info, make_model, node, relu, rng, saved
 
 OPTIONS = BuildOptions(tf32=False, workspace_bytes=0)
-rng = np.random.default_rng(7)
-X = rng.standard_normal((5, 8)).astype(np.float32)
-WEIGHTS = {
-    "w": rng.standard_normal((8, 600)).astype(np.float32),
-    "b": rng.standard_normal(600).astype(np.float32),
-}
-WANT = np.maximum(X @ WEIGHTS["w"] + WEIGHTS["b"], 0).T
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _needs_tensorrt_for_some():
-    """Availability is cached per process; tests that fake it must not leave that behind."""
-    yield
-    tensorrt.why_not_here.cache_clear()
-
-
-needs_tensorrt = pytest.mark.skipif(not tensorrt.version(), reason="neither tensorrt nor tensorrt_rtx is installed")
-
-
-def info(name, shape, kind=TensorProto.FLOAT):
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def make_model(nodes, inputs, outputs, initializers=()):
-    graph = helper.make_graph(nodes, "g", inputs, outputs, initializers)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-
-
-def node(op, inputs, outputs, name="", **attributes):
-    return helper.make_node(op, inputs.split(), outputs.split(), name or outputs, **attributes)
-
-
-def dense(weights_are_inputs=True):
-    """``relu(x @ w + b)``, transposed thrice: BASIC must cancel two transposes and fold what is constant."""
-    nodes = [
-        node("MatMul", "x w", "product"),
-        node("Add", "product b", "sum"),
-        node("Relu", "sum", "active"),
-        node("Transpose", "active", "t1", perm=[1, 0]),
-        node("Transpose", "t1", "t2", perm=[1, 0]),
-        node("Transpose", "t2", "y", perm=[1, 0]),
-    ]
-    given = [info("w", (8, 600)), info("b", (600,))] if weights_are_inputs else []
-    stored = [] if weights_are_inputs else [numpy_helper.from_array(value, name) for name, value in WEIGHTS.items()]
-    return make_model(nodes, [info("x", ("n", 8)), *given], [info("y", (600, "n"))], stored)
-
-
-def saved(folder: Path, model, name="m.onnx"):
-    file = folder / name
-    onnx.save(model, file)
-    return file
-
-
-def relu(folder: Path):
-    return saved(folder, make_model([node("Relu", "x", "y")], [info("x", ("n", 3))], [info("y", ("n", 3))]))
-
-
-# every kind
 
 
 def test_preference_and_protocol():
@@ -109,9 +49,9 @@ def test_kinds_that_run_everywhere(name, tmp_path):
 @pytest.mark.parametrize("kind", [onnxruntime, numpy_engine])
 def test_errors_are_mapped(kind, tmp_path):
     (tmp_path / "garbage.onnx").write_bytes(b"\x08\x09 this is no model")
-    with pytest.raises(RunError, match="cannot load garbage.onnx"):
+    with pytest.raises(RunError, match=r"cannot load garbage.onnx"):
         kind.open(tmp_path / "garbage.onnx")
-    with pytest.raises(RunError, match="cannot load missing.onnx"):
+    with pytest.raises(RunError, match=r"cannot load missing.onnx"):
         kind.open(tmp_path / "missing.onnx")
     engine = kind.open(saved(tmp_path, dense(weights_are_inputs=False)))
     with pytest.raises(RunError, match="failed"):
@@ -122,7 +62,7 @@ def test_errors_are_mapped(kind, tmp_path):
 
 
 def test_onnxruntime_refuses_a_wrong_dtype(tmp_path):
-    with pytest.raises(RunError, match="ONNX Runtime failed: .*double"):
+    with pytest.raises(RunError, match=r"ONNX Runtime failed: .*double"):
         onnxruntime.open(relu(tmp_path)).run([np.ones((2, 3))])
 
 
@@ -131,7 +71,7 @@ def test_onnxruntime_refuses_a_wrong_dtype(tmp_path):
 
 def test_building_garbage_is_a_build_error(tmp_path):
     (tmp_path / "garbage.onnx").write_bytes(b"\x08\x09 this is no model")
-    with pytest.raises(BuildError, match="cannot load garbage.onnx"):
+    with pytest.raises(BuildError, match=r"cannot load garbage.onnx"):
         onnxruntime.build(tmp_path / "garbage.onnx", tmp_path / "t.onnx", (), OPTIONS)
     assert not (tmp_path / "t.onnx").exists()
 
@@ -202,7 +142,7 @@ def test_weights_of_every_dtype(save, tmp_path):
 
 def test_optimize_refuses_what_it_cannot_read(tmp_path):
     model = make_model([node("Levitate", "x", "y")], [info("x", (3,))], [info("y", (3,))])
-    with pytest.raises(BuildError, match="ONNX Runtime refuses the island: .*Levitate"):
+    with pytest.raises(BuildError, match=r"ONNX Runtime refuses the island: .*Levitate"):
         onnxruntime.optimize(model, {}, tmp_path / "m.onnx")
     assert not (tmp_path / "m.onnx").exists()
 
@@ -264,182 +204,3 @@ def test_large_weights_of_two_signatures_do_not_share_a_file(tmp_path, monkeypat
             assert_same(call(plain, {"x": x}, key), call(original, {"x": x}, key))
     assert len(lines) == 1
     assert "checksum mismatch" in lines[0]
-
-
-# tensorrt
-
-
-def test_without_any_tensorrt(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(tensorrt, "_module", lambda: None)
-    tensorrt.why_not_here.cache_clear()
-    assert tensorrt.version() == ""
-    assert tensorrt.why_not_here() == "neither tensorrt nor tensorrt_rtx is installed"
-    with pytest.raises(UnsupportedError, match=r"refimpl\[rtx\]"):
-        tensorrt.build(relu(tmp_path), tmp_path / "e.engine", (), OPTIONS)
-    with pytest.raises(UnsupportedError):
-        tensorrt.parser_refusals(b"")
-    with pytest.raises(RunError, match="cannot execute here"):
-        tensorrt.open(tmp_path / "e.engine")
-    assert isinstance(judge.pick_judge(), judge.TableJudge)
-
-    assert main("convert", saved_model("odd_ops"), tmp_path / "b") == 0
-    out, _ = capsys.readouterr()
-    assert "judged by: table of ops" in " ".join(out.split())
-    assert "refimpl[rtx]" in out
-    loaded = refimpl.load(tmp_path / "b")
-    result = loaded.run(feeds_of("odd_ops"))
-    assert {run.engine for run in result.islands} == {"onnxruntime"}
-    assert_same(result.outputs, answers("odd_ops", feeds_of("odd_ops")))
-
-    assert main("convert", saved_model("odd_ops"), tmp_path / "c", "--engine", "tensorrt") == 2
-    _, err = capsys.readouterr()
-    assert "--engine tensorrt was asked for" in err
-    assert "hint: pip install 'refimpl[rtx]'" in err
-    assert not (tmp_path / "c").exists()
-    tensorrt.why_not_here.cache_clear()
-
-
-def test_a_broken_installation_counts_as_none(monkeypatch):
-    def broken(name):
-        raise OSError(f"lib{name}.so: cannot open shared object file")
-
-    monkeypatch.setattr(tensorrt.importlib, "import_module", broken)
-    tensorrt._module.cache_clear()
-    try:
-        assert tensorrt.version() == ""
-    finally:
-        monkeypatch.undo()
-        tensorrt._module.cache_clear()
-
-
-@needs_tensorrt
-def test_the_parser_takes_what_it_can():
-    model = make_model([node("Relu", "x", "y")], [info("x", (2, 3))], [info("y", (2, 3))])
-    assert tensorrt.parser_refusals(model.SerializeToString()) == ((), True)
-
-
-@needs_tensorrt
-def test_the_parser_names_the_node_that_it_refuses():
-    nodes = [node("Relu", "x", "a"), node("Det", "a", "d", name="the_determinant"), node("Exp", "d", "y")]
-    model = make_model(nodes, [info("x", (2, 3, 3))], [info("y", (2,))])
-    refusals, whole = tensorrt.parser_refusals(model.SerializeToString())
-    assert not whole
-    assert [item.node for item in refusals] == ["the_determinant"]
-    assert refusals[0].reason.startswith("Det: ")
-    assert len(refusals[0].reason) > len("Det: ") + 10, "and says why"
-
-
-@needs_tensorrt
-def test_building_needs_no_gpu(tmp_path):
-    target = tmp_path / "e.engine"
-    tensorrt.build(saved(tmp_path, dense(weights_are_inputs=False)), target, (profile((1, 8), (16, 8)),), OPTIONS)
-    assert target.stat().st_size > 1000
-
-
-def profile(low, high):
-    return Profile((low,), (high,), (high,))
-
-
-@needs_tensorrt
-def test_profiles_reach_tensorrt(tmp_path, monkeypatch):
-    seen = []
-    real = tensorrt._trt_profile
-
-    def spy(builder, network, item):
-        made = real(builder, network, item)
-        seen.append([tuple(shape) for shape in made.get_shape("x")])
-        return made
-
-    monkeypatch.setattr(tensorrt, "_trt_profile", spy)
-    profiles = (profile((2, 8), (2, 8)), profile((1, 8), (64, 8)))
-    tensorrt.build(saved(tmp_path, dense(weights_are_inputs=False)), tmp_path / "e.engine", profiles, OPTIONS)
-    assert seen == [[(2, 8), (2, 8), (2, 8)], [(1, 8), (64, 8), (64, 8)]]
-
-
-@needs_tensorrt
-def test_values_of_shape_tensors_reach_tensorrt(tmp_path, monkeypatch):
-    seen = []
-    real = tensorrt._trt_profile
-
-    def spy(builder, network, item):
-        made = real(builder, network, item)
-        seen.append([tuple(values) for values in made.get_shape_input("target")])
-        return made
-
-    monkeypatch.setattr(tensorrt, "_trt_profile", spy)
-    model = make_model(
-        [node("Reshape", "x target", "y")],
-        [info("x", ("n", 6)), info("target", (2,), TensorProto.INT64)],
-        [info("y", ("a", "b"))],
-    )
-    given = Profile(((2, 6), (2,)), ((4, 6), (2,)), ((4, 6), (2,)), ((1, (2, 6), (4, 6), (4, 6)),))
-    tensorrt.build(saved(tmp_path, model), tmp_path / "e.engine", (given,), OPTIONS)
-    assert seen == [[(2, 6), (4, 6), (4, 6)]]
-
-
-@needs_tensorrt
-def test_a_dynamic_network_without_a_profile_fails_with_tensorrts_words(tmp_path):
-    with pytest.raises(BuildError, match="profile"):
-        tensorrt.build(relu(tmp_path), tmp_path / "e.engine", (), OPTIONS)
-    assert not (tmp_path / "e.engine").exists()
-
-
-@needs_tensorrt
-def test_a_parse_failure_speaks_with_tensorrts_words(tmp_path):
-    model = make_model([node("Det", "x", "y")], [info("x", (2, 3, 3))], [info("y", (2,))])
-    with pytest.raises(BuildError, match="Det"):
-        tensorrt.build(saved(tmp_path, model), tmp_path / "e.engine", (), OPTIONS)
-    (tmp_path / "garbage.onnx").write_bytes(b"\x08\x09 this is no model")
-    with pytest.raises(BuildError, match=r"\w+ \w+"):
-        tensorrt.build(tmp_path / "garbage.onnx", tmp_path / "e.engine", (), OPTIONS)
-
-
-@needs_tensorrt
-def test_opening_without_a_gpu_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpus, "list_gpus", lambda: ("", ()))
-    tensorrt.why_not_here.cache_clear()
-    target = tmp_path / "e.engine"
-    target.write_bytes(b"never read")
-    with pytest.raises(RunError, match="no usable NVIDIA GPU"):
-        tensorrt.open(target)
-    tensorrt.why_not_here.cache_clear()
-
-
-@needs_tensorrt
-def test_a_gpu_that_cannot_be_used_is_no_gpu(tmp_path, monkeypatch):
-    """A driver that lists a GPU and then fails, as in containers without its libraries."""
-    if gpus.list_gpus()[1]:
-        pytest.skip("there is a GPU here that can be used")
-    monkeypatch.setattr(gpus, "list_gpus", lambda: ("13.0", (SimpleNamespace(name="a GPU"),)))
-    tensorrt.why_not_here.cache_clear()
-    assert tensorrt.why_not_here().startswith("no usable NVIDIA GPU: ")
-    tensorrt.why_not_here.cache_clear()
-
-
-@needs_tensorrt
-def test_ops_that_tensorrt_cannot_build_go_back_to_tensorflow(tmp_path, monkeypatch):
-    """The parser takes everything here; the build fails for islands with a certain op, with TensorRT's words."""
-    real = tensorrt.build
-
-    def fussy(model, target, profiles, options):
-        if any(item.op_type == "Sigmoid" for item in onnx.load(model).graph.node):
-            raise BuildError("no implementation obeys the constraints")
-        real(model, target, profiles, options)
-
-    monkeypatch.setattr(tensorrt, "build", fussy)
-    target = tmp_path / "b"
-    manifest = refimpl.convert(saved_model("odd_ops"), target, refimpl.Recipe(engines=("onnxruntime", "tensorrt")))
-    left = {op.type: op.reason for op in manifest.signatures[0].left}
-    assert "tensorrt cannot build it" in left["Sigmoid"]
-    assert "no implementation obeys" in left["Sigmoid"]
-    assert manifest.islands, "the rest is still converted"
-    for island in manifest.islands:
-        assert "Sigmoid" not in [kind for _, kind in island.ops]
-        assert [engine.kind for engine in island.engines] == ["onnxruntime", "tensorrt"]
-    assert len({(target / engine.file).read_bytes() for island in manifest.islands for engine in island.engines}) == (
-        2 * len(manifest.islands)
-    ), "every island has files of its own"
-    loaded = refimpl.load(target)
-    result = loaded.run(feeds_of("odd_ops"))
-    assert {(run.engine, run.reason) for run in result.islands} == {("onnxruntime", "")}
-    assert_same(result.outputs, answers("odd_ops", feeds_of("odd_ops")))

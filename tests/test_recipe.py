@@ -116,11 +116,13 @@ def test_a_wrong_toml_is_one_clear_error(tmp_path, text, says):
     with pytest.raises(RecipeError) as caught:
         load_recipe(file)
     assert says in caught.value.message
-    assert "recipe.toml" in caught.value.message or "every dimension" in caught.value.hint or "choose" in caught.value.hint
+    assert (
+        "recipe.toml" in caught.value.message or "every dimension" in caught.value.hint or "choose" in caught.value.hint
+    )
 
 
 def test_a_recipe_that_is_not_there_or_no_text(tmp_path):
-    with pytest.raises(RecipeError, match="cannot read the recipe .*missing.toml"):
+    with pytest.raises(RecipeError, match=r"cannot read the recipe .*missing.toml"):
         load_recipe(tmp_path / "missing.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="cannot read the recipe"):

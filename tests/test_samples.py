@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from refimpl.converter import samples
-from refimpl.converter.samples import Sample, draw, guess_shape, made_up, read_npz, rng_for, user_samples, with_nonfinite
+from refimpl.converter.samples import (
+    Sample,
+    draw,
+    guess_shape,
+    made_up,
+    read_npz,
+    rng_for,
+    user_samples,
+    with_nonfinite,
+)
 from refimpl.errors import RecipeError
 from refimpl.specs import Signature, TensorSpec
 
@@ -236,7 +245,7 @@ def _whole(folder: Path) -> bytes:
 def test_a_damaged_file_is_one_clear_error(tmp_path, damage):
     file = tmp_path / "damaged.npz"
     file.write_bytes(damage(_whole(tmp_path)))
-    with pytest.raises(RecipeError, match="damaged.npz cannot be read as .npz") as caught:
+    with pytest.raises(RecipeError, match=r"damaged.npz cannot be read as .npz") as caught:
         read_npz(file)
     assert "numpy.savez" in caught.value.hint
 
@@ -249,14 +258,14 @@ def test_pickled_objects_are_not_opened(tmp_path):
 def test_a_single_array_is_no_npz(tmp_path):
     np.save(tmp_path / "c.npy", np.ones(3))
     (tmp_path / "c.npy").rename(tmp_path / "c.npz")
-    with pytest.raises(RecipeError, match="cannot be read as .npz"):
+    with pytest.raises(RecipeError, match=r"cannot be read as .npz"):
         read_npz(tmp_path / "c.npz")
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(RecipeError, match="no.npz cannot be read as .npz"):
+    with pytest.raises(RecipeError, match=r"no.npz cannot be read as .npz"):
         read(tmp_path / "no.npz")
-    with pytest.raises(RecipeError, match="no samples at .*elsewhere"):
+    with pytest.raises(RecipeError, match=r"no samples at .*elsewhere"):
         read(tmp_path / "elsewhere")
     with pytest.raises(RecipeError, match="yields no samples"):
         read(tmp_path)

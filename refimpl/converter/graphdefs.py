@@ -18,7 +18,7 @@ FunctionDef: TypeAlias = Any
 new_graph_def, new_node_def, new_function_def = graph_pb2.GraphDef, node_def_pb2.NodeDef, function_pb2.FunctionDef
 
 # Ops that read state but change none: they may be reordered, and need no control edges.
-_READS = frozenset(
+READS = frozenset(
     """ReadVariableOp ResourceGather ResourceGatherNd VarHandleOp VariableV2 Variable VarIsInitializedOp VariableShape
     LookupTableFind LookupTableFindV2 LookupTableSize LookupTableSizeV2 LookupTableExportV2 HashTableV2
     MutableHashTableV2 Placeholder AnonymousHashTable""".split()
@@ -122,7 +122,7 @@ def functions_of(nodes: Iterable[NodeDef], library: Mapping[str, FunctionDef]) -
 
 def is_stateful(node: NodeDef, library: Mapping[str, FunctionDef]) -> bool:
     """Whether running the node twice, or not at all, could be noticed (reading state does not count, drawing does)."""
-    if node.op in _READS:
+    if node.op in READS:
         return False
     if node.op in _FUNCTIONAL or node.op in library:
         inner = functions_of([node], library)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import onnx
 
+from refimpl.converter import graphdefs as gd
 from refimpl.converter import onnxgraphs
 from refimpl.converter.atoms import Atoms
 from refimpl.converter.lower import OpGraph, subgraph_nodes
@@ -129,6 +130,11 @@ def refused_ops(graph: OpGraph, atoms: Atoms, judge: Judge, ops: Sequence[str]) 
 
 def _ask(graph: OpGraph, atoms: Atoms, judge: Judge, ops: Sequence[str]) -> tuple[dict[str, str], bool]:
     _, entering, leaving = subgraph_nodes(graph, ops, marked=False)
+    carried = atoms.graph.tensors()
+    lost = {gd.parse_ref(t).node for t in [*entering, *leaving] if graph.onnx_name(t) not in carried}
+    if lost:
+        blamed = [name for name in ops if name in lost or lost & {gd.parse_ref(t).node for t in graph.ops[name].inputs}]
+        return dict.fromkeys(blamed or ops, "tf2onnx folds its tensors away, so that nothing can be cut there"), False
     model = onnxgraphs.cut_out(
         atoms.graph,
         [node for name in ops for node in atoms.nodes[name]],

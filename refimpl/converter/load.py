@@ -22,7 +22,9 @@ from refimpl.specs import Signature, TensorSpec
 _VARIABLES = frozenset("VarHandleOp VariableV2 Variable".split())
 _RESOURCES = frozenset("HashTableV2 MutableHashTableV2 MutableDenseHashTableV2 MutableHashTableOfTensorsV2".split())
 _READS = frozenset(["ResourceGather", "ResourceGatherNd"])
-_TF1_CONTROL_FLOW = frozenset("Enter Exit NextIteration Switch Merge LoopCond RefEnter RefSwitch RefMerge".split())
+_TF1_CONTROL_FLOW = frozenset(
+    "Enter Exit NextIteration Switch Merge LoopCond RefEnter RefSwitch RefMerge _SwitchN".split()
+)
 
 
 def read_signature(source: Source, key: str) -> Signature:
@@ -149,6 +151,12 @@ def _inlined(signature: Signature, pruned: Any, args: tuple[Arg, ...], outs: lis
     clean = _without_idle_control(graph_def)
     gd.restore_lowering(clean)
     gd.rename_functions(clean, f"_{zlib.crc32(signature.key.encode()):08x}")
+    if bad := sorted({node.op for node in clean.node} & _TF1_CONTROL_FLOW):
+        raise SourceError(
+            f"TF1 control flow ({', '.join(bad)}) cannot be cut",
+            hint="leave this signature in TensorFlow",
+            signature=signature.key,
+        )
     return SignatureGraph(signature, clean, args, results)
 
 
@@ -163,20 +171,26 @@ def _result_dtype(node: gd.NodeDef, index: int) -> int:
 def _without_idle_control(graph_def: Any) -> Any:
     """Drop control edges that order nothing, and nodes that only such edges kept alive.
 
-    Inlining leaves a control edge from every former call to every node inside it. They matter only where they come,
-    however indirectly, from an op with a side effect.
+    Inlining leaves a control edge from every former call to every node inside it. They matter where they come, however
+    indirectly, from an op with a side effect, or lead from a read to one: a variable is read before it is assigned.
     """
     library = {function.signature.name: function for function in graph_def.library.function}
     order = gd.topological(graph_def)
     effect: set[str] = set()
+    read: set[str] = set()
     through: dict[gd.Ref, str] = {}  # an Identity that names nothing the user knows -> what it reads
     for node in order:
         controls = {ref.node for ref in map(gd.parse_ref, node.input) if ref.index < 0}
-        if (gd.is_stateful(node, library) and "Random" not in node.op) or (
-            node.op in ("NoOp", "Identity") and controls & effect
-        ):
+        relay = node.op in ("NoOp", "Identity")  # inlining hangs such nodes between calls
+        acts = gd.is_stateful(node, library) and "Random" not in node.op
+        if acts or (relay and controls & effect):
             effect.add(node.name)
-        kept = [text for text in node.input if not text.startswith("^") or text[1:] in effect]
+        if node.op in gd.READS or (relay and controls & read):
+            read.add(node.name)
+        ordering = effect | read if acts or relay else effect
+        if node.op == "Const":
+            ordering = set()
+        kept = [text for text in node.input if not text.startswith("^") or text[1:] in ordering]
         node.attr.pop("_class", None)  # colocation with calls that are gone
         node.attr.pop("_output_shapes", None)  # true of the handles, not of the values that will take their place
         kept = [through.get(gd.parse_ref(text), text) for text in kept]

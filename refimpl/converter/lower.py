@@ -37,6 +37,7 @@ class OpGraph:
     ops: Mapping[str, Op]  # computed ops in topological order; constants and results left out
     specs: Mapping[str, TensorSpec]  # every tensor of a computed op or an input: "node:index"
     results: tuple[str, ...]  # per signature output, the tensor that it is
+    nodes: Mapping[str, gd.NodeDef]  # the signature's own nodes by name
 
     def onnx_name(self, tensor: str) -> str:
         """The name that a cut tensor has in every ONNX graph of this signature."""
@@ -71,7 +72,7 @@ def op_graph(source: SignatureGraph, lowering: LoweringGraph) -> OpGraph:
     ops = {name: replace(ops[name], group=group) for name, group in convex_groups(ops).items()}
     by_name = {node.name: node for node in lowering.order}
     results = tuple(gd.data_inputs(by_name[gd.parse_ref(name).node])[0].tensor for name in source.results)
-    return OpGraph(source, lowering, ops, specs, results)
+    return OpGraph(source, lowering, ops, specs, results, by_name)
 
 
 def _op(node: gd.NodeDef, specs: Mapping[str, TensorSpec], constant: frozenset[str], group: int) -> Op:

@@ -74,7 +74,17 @@ def mutable_state(source: Source) -> frozenset[str]:
             continue
         tensors = {arg.name: arg.tensor for arg in graph.args}
         found |= {tensors[name] for name in assigned_variables(graph)}
-    return frozenset(found)
+    return _every_handle(source, found)
+
+
+def _every_handle(source: Source, tensors: set[str]) -> frozenset[str]:
+    """The tensors, and those of every other handle of the same variables: handles are shared by name."""
+    nodes = [node for node in source.meta_graph.graph_def.node if node.op in ("VarHandleOp", "VariableV2", "Variable")]
+    identity = {
+        f"{node.name}:0": (node.attr["container"].s, node.attr["shared_name"].s or node.name.encode()) for node in nodes
+    }
+    shared = {identity[tensor] for tensor in tensors if tensor in identity}
+    return frozenset(tensors | {tensor for tensor, name in identity.items() if name in shared})
 
 
 def make_plan(graph: OpGraph, recipe: Recipe, judge: Judge, mutable: frozenset[str], tell: Tell) -> Plan:

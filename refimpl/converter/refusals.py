@@ -5,7 +5,11 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 
-from refimpl.artifacts import Op
+import numpy as np
+import tensorflow as tf
+
+from refimpl.artifacts import Array, Op
+from refimpl.converter import graphdefs as gd
 from refimpl.converter.lower import OPSET, OpGraph
 from refimpl.specs import TensorSpec
 
@@ -32,7 +36,24 @@ _UNFAITHFUL = {
         UnsortedSegmentMax UnsortedSegmentMin SparseSegmentSum SparseSegmentMean SparseSegmentSqrtN""".split(),
         "its lowering goes through float32 matrix products and drops TensorFlow's checks of the segment ids",
     ),
+    "CropAndResize": "TensorRT's parser crashes on its lowering inside loops",
+    "EnsureShape": "it is a check that only TensorFlow makes",
+    "SparseSoftmaxCrossEntropyWithLogits": "TensorFlow refuses labels out of range, an engine does not",
+    **dict.fromkeys(
+        "TensorScatterUpdate TensorScatterAdd TensorScatterSub TensorScatterMax TensorScatterMin ScatterNd".split(),
+        "TensorFlow refuses indices out of range, an engine does not",
+    ),
 }
+# TensorFlow refuses values of these inputs that an engine clamps or wraps; constants and shapes are known to be sane.
+_CHECKED_INPUTS = {
+    **dict.fromkeys(["Slice", "StridedSlice"], (1, 2)),
+    **dict.fromkeys(["Pad", "PadV2", "MirrorPad"], (1,)),
+    "Range": (0, 1, 2),
+    "Split": (0,),
+    "SplitV": (1,),
+    "ResizeNearestNeighbor": (1,),
+}
+_DIVISIONS = frozenset(["FloorDiv", "FloorMod", "TruncateDiv", "TruncateMod", "Div", "Mod"])
 
 
 def refuse_statically(graph: OpGraph, keep_in_tf: Sequence[str], written: frozenset[str]) -> dict[str, str]:
@@ -60,9 +81,13 @@ def refuse_statically(graph: OpGraph, keep_in_tf: Sequence[str], written: frozen
             _by_user(op, keep_in_tf)
             or _by_state(reads, written)
             or _by_dtype(specs)
+            or _by_faith(graph, op)
             or _by_type(op, {op.type, lowered}, known)
             or _by_shape(specs)
             or _by_overflow(op, shapes)
+            or _by_division(graph, op, shapes)
+            or _by_checked_inputs(graph, op, shapes)
+            or _by_sizes(op, reads)
         )
         if reason:
             refused[op.name] = reason
@@ -87,13 +112,64 @@ def _by_dtype(specs: Sequence[TensorSpec]) -> str:
 
 
 def _by_type(op: Op, types: set[str], known: set[str]) -> str:
-    if op.type in _UNFAITHFUL:
-        return _UNFAITHFUL[op.type]
     if "Random" in op.type or op.type in ("Multinomial", "StatelessMultinomial"):
         return "random numbers are drawn by TensorFlow, so that seeds keep their meaning"
     if not types & known:
         return f"tf2onnx has no lowering for {op.type}"
     return "" if op.outputs else "it only runs for its side effect"
+
+
+def _by_faith(graph: OpGraph, op: Op) -> str:
+    """Ops whose lowering is known to differ, also inside the loops and branches that an op runs."""
+    if op.type in _UNFAITHFUL:
+        return _UNFAITHFUL[op.type]
+    for function in gd.functions_of([graph.lowering.bodies[op.name][-1]], graph.lowering.library).values():
+        for node in function.node_def:
+            if node.op in _UNFAITHFUL:
+                return f"{_UNFAITHFUL[node.op]} ({node.op} inside {op.type})"
+            if node.op in _DIVISIONS and tf.as_dtype(node.attr["T"].type).is_integer:
+                return f"integers are divided differently by engines ({node.op} inside {op.type})"
+    return ""
+
+
+def _by_division(graph: OpGraph, op: Op, shapes: set[str]) -> str:
+    """Integer division by zero is an error in TensorFlow, and ends the process in an engine; and // and % of a negative
+    number round towards minus infinity in TensorFlow and towards zero in an engine. Sizes are not negative.
+    """
+    if op.type not in _DIVISIONS or not op.outputs[0].dtype.startswith(("int", "uint")):
+        return ""
+    divisor = gd.data_inputs(graph.nodes[op.name])[1].node
+    value = _constant_value(graph, divisor)
+    if value is None or not value.size or bool(np.isin(value, (0, -1)).any()):
+        return "integers are divided by something that may be zero, which only TensorFlow reports"
+    if not shapes.issuperset(op.inputs):
+        return "TensorFlow rounds the quotient of integers towards minus infinity, engines round it towards zero"
+    return ""
+
+
+def _by_checked_inputs(graph: OpGraph, op: Op, shapes: set[str]) -> str:
+    refs = gd.data_inputs(graph.nodes[op.name])
+    for position in _CHECKED_INPUTS.get(op.type, ()):
+        ref = refs[position]
+        if ref.node not in graph.lowering.constant and ref.tensor not in shapes:
+            return "TensorFlow refuses positions and sizes out of range, an engine does not, and these are computed"
+    return ""
+
+
+def _by_sizes(op: Op, reads: Sequence[TensorSpec]) -> str:
+    """Which pixel is nearest can depend on the last bit of a scale: only sizes that were verified are safe."""
+    open_size = any(spec.shape is not None and len(spec.shape) == 4 and None in spec.shape[1:3] for spec in reads)
+    if op.type == "ResizeNearestNeighbor" and open_size:
+        return "nearest-neighbour resizing of an image whose size is not fixed rounds differently at some sizes"
+    return ""
+
+
+def _constant_value(graph: OpGraph, name: str) -> Array | None:
+    """The value of a constant that stands in the graph as one; None for anything computed."""
+    body = graph.lowering.bodies.get(name)
+    if name not in graph.lowering.constant or not body or body[-1].op != "Const":
+        return None
+    return tf.make_ndarray(body[-1].attr["value"].tensor)  # type: ignore[no-any-return]
 
 
 def _by_shape(specs: Sequence[TensorSpec]) -> str:
@@ -104,10 +180,10 @@ def _by_shape(specs: Sequence[TensorSpec]) -> str:
 
 
 def _by_overflow(op: Op, shapes: set[str]) -> str:
-    if op.type not in ("Prod", "Pow") or shapes.issuperset(op.inputs):
+    if op.type not in ("Prod", "Pow", "Sum", "Mean") or shapes.issuperset(op.inputs):
         return ""
     if op.outputs[0].dtype.startswith(("int", "uint")):
-        return "products of integers that overflow wrap around in TensorFlow, and do not in engines"
+        return "integers that overflow here wrap around in TensorFlow, and do not in engines"
     return ""
 
 

@@ -31,6 +31,9 @@ _SELECTING = frozenset(
 )
 
 
+_ENOUGH, _REDRAWS = 64, 16  # values of the smallest tensor that should be seen, and draws at most
+
+
 @dataclass(frozen=True)
 class Evidence:
     """Values at the cut tensors of one island, as TensorFlow computes them."""
@@ -76,13 +79,33 @@ def cut_probes(
     base = _draw_until_accepted(graph, native, entering, leaving, seen)
     if base is None:
         return []
-    zeros = Sample(
-        "zeros",
-        {name: np.zeros_like(value) if value.dtype.kind == "f" else value for name, value in base.values.items()},
-    )
+    zeros = [_filled(base, 0.0), _filled(base, -0.0)]
     nonfinite = sampling.with_nonfinite(base, sampling.rng_for(*entering))
-    runs = (_run(native, sample, entering, leaving) for sample in (base, zeros, *nonfinite))
+    again = _redrawn(graph, base, entering)
+    runs = (_run(native, sample, entering, leaving) for sample in (base, *again, *zeros, *nonfinite))
     return [made for made in runs if made is not None]
+
+
+def _filled(base: Sample, number: float) -> Sample:
+    """The sample with every float replaced by one number."""
+    values = {t: np.full_like(v, number) if v.dtype.kind == "f" else v for t, v in base.values.items()}
+    return Sample(f"all {number}", values)
+
+
+def _redrawn(graph: OpGraph, base: Sample, entering: Sequence[str]) -> list[Sample]:
+    """More draws where the tensors are small: a scalar or two may agree by chance."""
+    smallest = min(value.size for value in base.values.values())
+    kind = base.name.rsplit(" ", 1)[-1]
+    return [
+        Sample(
+            base.name,
+            {
+                t: sampling.draw(graph.specs[t], base.values[t].shape, kind, sampling.rng_for(t, kind, "again", i))
+                for t in entering
+            },
+        )
+        for i in range(min(_REDRAWS, _ENOUGH // max(smallest, 1)))
+    ]
 
 
 def _draw_until_accepted(
@@ -130,15 +153,15 @@ def judge_engine(
     finite_only, compared = bool(_SELECTING & set(op_types)), 0
     probe: Evidence | None = None
     for item in evidence:
-        special = any(_special(array) for array in (*item.inputs, *item.outputs))
-        problem = _compare(engine, item, leaving, precision)
-        if problem and special:
-            finite_only = True
+        special = any(map(_special, item.inputs))
+        problem, shows = _compare(engine, item, leaving, precision)
+        if problem and (special or shows):
+            finite_only = True  # the runtime sees the NaN or infinity too, and lets TensorFlow answer
         elif problem:
             return Finding(problem=problem)
         elif any(array.size for array in item.outputs):
             compared += 1
-            if not special and (probe is None or _bytes(item) < _bytes(probe)):
+            if not special and not any(map(_special, item.outputs)) and (probe is None or _bytes(item) < _bytes(probe)):
                 probe = item
     if probe is None:
         return Finding(
@@ -148,15 +171,17 @@ def judge_engine(
     return Finding(finite_only=finite_only, compared=compared, probe=probe)
 
 
-def _compare(engine: OpenEngine, item: Evidence, leaving: Sequence[str], precision: str) -> str:
+def _compare(engine: OpenEngine, item: Evidence, leaving: Sequence[str], precision: str) -> tuple[str, bool]:
+    """Why the engine disagrees ("" when it does not), and whether its own outputs hold a NaN or an infinity."""
     try:
         outputs = engine.run([np.asarray(array, order="C") for array in item.inputs])
     except RunError as error:
-        return error.message
+        return error.message, False
+    shows = any(map(_special, outputs))
     for tensor, want, got in zip(leaving, item.outputs, outputs, strict=True):
         if why := disagreement(want, got, tolerance_for(precision, _dtype(want))):
-            return f"{why} at {tensor} ({item.name})"
-    return ""
+            return f"{why} at {tensor} ({item.name})", shows
+    return "", shows
 
 
 def _dtype(array: Any) -> str:

@@ -1,4 +1,9 @@
-"""Real inputs for ``--cases`` and ``--calibration`` of models that nothing made up at random runs through."""
+"""Real inputs, for ``--cases`` and ``--calibration``, of models to which generated ones are no fair question.
+
+Encoded images and sequences of 10,000 bases cannot be made up. Where inputs have no scale, a "large" case makes logits
+of a thousand, and the rounding of those decides near zero. Silence is normalized to noise. Large images would only
+take long.
+"""
 
 from __future__ import annotations
 
@@ -21,3 +26,31 @@ def decode_and_label() -> Iterator[Inputs]:
 
 def spliceai() -> Iterator[Inputs]:
     yield from sample_inputs("spliceai")
+
+
+def fully_convolutional() -> Iterator[Inputs]:
+    yield from sample_inputs("fully_convolutional")
+
+
+def resnet50() -> Iterator[Inputs]:
+    yield from sample_inputs("resnet50")
+
+
+def mobilenetv2() -> Iterator[Inputs]:
+    yield from sample_inputs("mobilenetv2")
+
+
+def efficientnetb0() -> Iterator[Inputs]:
+    yield from sample_inputs("efficientnetb0")
+
+
+def convnexttiny() -> Iterator[Inputs]:
+    yield from sample_inputs("convnexttiny")
+
+
+def inceptionv3() -> Iterator[Inputs]:
+    yield from sample_inputs("inceptionv3")
+
+
+def basic_pitch() -> Iterator[Inputs]:
+    yield from sample_inputs("basic_pitch")

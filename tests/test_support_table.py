@@ -87,14 +87,16 @@ def test_row_counts_a_dtype_as_taken_when_any_model_was() -> None:
     def question(**dtypes: str) -> tool.Question:
         return tool.Question("Gather", dtypes, b"")
 
-    row = tool._row([
-        (question(T="float32", Tind="int64"), ""),
-        (question(T="float32", Tind="int32"), "needs a constant"),
-        (question(T="int16", Tind="int64"), tool.SILENT),
-        (question(T="float16", Tind="int32"), ""),
-        (question(T="uint8", Tind="int64"), "needs a constant"),
-        (question(T="uint8", Tind="int32"), "another reason"),
-    ])
+    row = tool._row(
+        [
+            (question(T="float32", Tind="int64"), ""),
+            (question(T="float32", Tind="int32"), "needs a constant"),
+            (question(T="int16", Tind="int64"), tool.SILENT),
+            (question(T="float16", Tind="int32"), ""),
+            (question(T="uint8", Tind="int64"), "needs a constant"),
+            (question(T="uint8", Tind="int32"), "another reason"),
+        ]
+    )
     assert row == {
         "taken": True,
         "dtypes": {
@@ -223,9 +225,7 @@ def _left(path: Path, monkeypatch: pytest.MonkeyPatch, pick: Callable[[], judge.
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_table_agrees_with_the_parser(
-    name: str, model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_table_agrees_with_the_parser(name: str, model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     _needs_recorded_versions()
     by_parser, left_by_parser = _left(model(name), monkeypatch, judge.ParserJudge)
     by_table, left_by_table = _left(model(name), monkeypatch, judge.TableJudge)

@@ -45,15 +45,21 @@ SILENT = "no reason given"
 # What onnx has no fitting test of: its Loops hold sequences, or bodies of older opsets; its Resizes come without the
 # empty region that tf2onnx writes.
 OWN = (
-    ("""own (int64 count, bool go, float[2] x) => (float[2] y) {
+    (
+        """own (int64 count, bool go, float[2] x) => (float[2] y) {
         y = Loop (count, go, x) <body: graph = body (int64 i, bool go_in, float[2] a) => (bool go_out, float[2] b) {
             go_out = Identity (go_in)
             b = Add (a, a)
         }>
-    }""", (np.int64(3), np.True_, np.ones(2, np.float32))),
-    ("""own (float[1, 1, 2, 2] x, float[0] region, float[4] scales) => (float[1, 1, 4, 4] y) {
+    }""",
+        (np.int64(3), np.True_, np.ones(2, np.float32)),
+    ),
+    (
+        """own (float[1, 1, 2, 2] x, float[0] region, float[4] scales) => (float[1, 1, 4, 4] y) {
         y = Resize (x, region, scales)
-    }""", (np.ones((1, 1, 2, 2), np.float32), np.empty(0, np.float32), np.array([1, 1, 2, 2], np.float32))),
+    }""",
+        (np.ones((1, 1, 2, 2), np.float32), np.empty(0, np.float32), np.array([1, 1, 2, 2], np.float32)),
+    ),
 )
 _DTYPES = {onnx_dtype(kind): kind for kind in onnx.TensorProto.DataType.values()}
 
@@ -131,8 +137,11 @@ def _schema_name(kind: int) -> str:
 def _dtypes(model: Any) -> dict[str, str]:
     """The dtype of each type parameter of the model's op."""
     graph = model.graph
-    kinds = {item.name: item.type.tensor_type.elem_type for item in [*graph.input, *graph.output]
-             if item.type.HasField("tensor_type")}
+    kinds = {
+        item.name: item.type.tensor_type.elem_type
+        for item in [*graph.input, *graph.output]
+        if item.type.HasField("tensor_type")
+    }
     pairs = type_parameters(graph.node[0], OPSET)
     return {parameter: onnx_dtype(kinds[tensor]) for parameter, tensor in pairs if tensor in kinds}
 
@@ -272,8 +281,9 @@ def _row(answers: Sequence[tuple[Question, str]]) -> dict[str, Any]:
                 taken[parameter].add(dtype)
     row: dict[str, Any] = {"taken": any(not said for _, said in answers)}
     if row["taken"]:
-        row["dtypes"] = {name: {"taken": sorted(taken[name]), "refused": sorted(seen[name] - taken[name])}
-                         for name in sorted(seen)}
+        row["dtypes"] = {
+            name: {"taken": sorted(taken[name]), "refused": sorted(seen[name] - taken[name])} for name in sorted(seen)
+        }
     texts = Counter(said for _, said in answers if said not in ("", SILENT))
     if texts or not row["taken"]:
         row["says"] = min(texts, key=lambda text: (-texts[text], text), default=SILENT)

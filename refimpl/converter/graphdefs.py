@@ -49,6 +49,7 @@ def parse_ref(text: str) -> Ref:
 
 
 def data_inputs(node: NodeDef) -> list[Ref]:
+    """The tensors that a node reads, in order; control edges left out."""
     return [ref for ref in map(parse_ref, node.input) if ref.index >= 0]
 
 
@@ -174,14 +175,17 @@ def make_node(name: str, op: str, inputs: Sequence[str], **attrs: Any) -> NodeDe
 
 
 def type_attr(dtype: int) -> attr_value_pb2.AttrValue:
+    """An attribute value that holds one DataType."""
     return attr_value_pb2.AttrValue(type=dtype)
 
 
 def types_attr(dtypes: Sequence[int]) -> attr_value_pb2.AttrValue:
+    """An attribute value that holds a list of DataTypes."""
     return attr_value_pb2.AttrValue(list=attr_value_pb2.AttrValue.ListValue(type=dtypes))
 
 
 def func_attr(name: str) -> attr_value_pb2.AttrValue:
+    """An attribute value that refers to a library function."""
     return attr_value_pb2.AttrValue(func=attr_value_pb2.NameAttrList(name=name))
 
 

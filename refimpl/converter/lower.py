@@ -45,6 +45,7 @@ class OpGraph:
 
 
 def marker(tensor: str) -> str:
+    """The name of the Identity behind a tensor ``"node:index"``, or of the Placeholder before it."""
     ref = gd.parse_ref(tensor)
     return f"mk/{ref.node}/{ref.index}"
 

@@ -17,8 +17,11 @@ class NativeGraph:
     def __init__(self, source: Source, graph: SignatureGraph) -> None:
         self._session = source.session
         self._scope = f"refimpl_native_{len(source.graph.get_operations())}"
+        present = {node.name for node in graph.graph_def.node}  # state that only an effect nobody awaits used is gone
         state = {
-            f"{arg.name}:0": source.graph.get_tensor_by_name(arg.tensor) for arg in graph.args if arg.kind != "input"
+            f"{arg.name}:0": source.graph.get_tensor_by_name(arg.tensor)
+            for arg in graph.args
+            if arg.kind != "input" and arg.name in present
         }
         graph_def = graph.graph_def
         if state:

@@ -1,0 +1,1 @@
+"""Renders plans, manifests and runs for people and for machines; decides nothing."""

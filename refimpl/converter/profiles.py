@@ -70,13 +70,12 @@ def _batch_one(row: Row, specs: Sequence[TensorSpec]) -> Row:
 
 
 def _shape_like(specs: Sequence[TensorSpec]) -> list[int]:
-    """Indices of inputs that TensorRT may use as shapes: short integer vectors and scalars."""
+    """Indices of inputs that TensorRT may use as shapes: few integers, of any rank (paddings are a matrix)."""
     return [
         index
         for index, spec in enumerate(specs)
         if spec.dtype in ("int32", "int64")
         and spec.shape is not None
-        and len(spec.shape) <= 1
         and None not in spec.shape
         and int(np.prod([size or 0 for size in spec.shape], dtype=int)) <= _MAX_SHAPE_VALUES
     ]

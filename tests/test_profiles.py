@@ -108,7 +108,8 @@ def test_one_shape_with_other_values_is_another_optimum():
         (TensorSpec("s", "int32", ()), True),
         (TensorSpec("s", "int64", (64,)), True),
         (TensorSpec("s", "int64", (65,)), False),
-        (TensorSpec("s", "int32", (2, 2)), False),
+        (TensorSpec("s", "int32", (2, 2)), True),  # paddings
+        (TensorSpec("s", "int32", (9, 9)), False),
         (TensorSpec("s", "int32", (None,)), False),
         (TensorSpec("s", "int8", (2,)), False),
         (TensorSpec("s", "float32", (2,)), False),

@@ -176,16 +176,17 @@ def _without_idle_control(graph_def: Any) -> Any:
     """
     library = {function.signature.name: function for function in graph_def.library.function}
     order = gd.topological(graph_def)
+    actors = {node.name for node in order if gd.is_stateful(node, library) and "Random" not in node.op}
     effect: set[str] = set()
     read: set[str] = set()
     through: dict[gd.Ref, str] = {}  # an Identity that names nothing the user knows -> what it reads
     for node in order:
         controls = {ref.node for ref in map(gd.parse_ref, node.input) if ref.index < 0}
         relay = node.op in ("NoOp", "Identity")  # inlining hangs such nodes between calls
-        acts = gd.is_stateful(node, library) and "Random" not in node.op
+        acts = node.name in actors
         if acts or (relay and controls & effect):
             effect.add(node.name)
-        if node.op in gd.READS or (relay and controls & read):
+        if actors and (node.op in gd.READS or (relay and controls & read)):
             read.add(node.name)
         ordering = effect | read if acts or relay else effect
         if node.op == "Const":

@@ -31,6 +31,10 @@ _SELECTING = frozenset(
 )
 
 
+_NOTHING_TO_COMPARE = (
+    "it could not be verified: TensorFlow accepts no values that can be made up for it (give real samples with "
+    "--calibration)"
+)
 _ENOUGH, _REDRAWS = 64, 16  # values of the smallest tensor that should be seen, and draws at most
 
 
@@ -152,11 +156,12 @@ def judge_engine(
     """
     finite_only, compared = bool(_SELECTING & set(op_types)), 0
     probe: Evidence | None = None
+    excused = ""
     for item in evidence:
         special = any(map(_special, item.inputs))
         problem, shows = _compare(engine, item, leaving, precision)
         if problem and (special or shows):
-            finite_only = True  # the runtime sees the NaN or infinity too, and lets TensorFlow answer
+            finite_only, excused = True, problem  # the runtime sees the NaN or infinity too, and lets TensorFlow answer
         elif problem:
             return Finding(problem=problem)
         elif any(array.size for array in item.outputs):
@@ -164,10 +169,7 @@ def judge_engine(
             if not special and not any(map(_special, item.outputs)) and (probe is None or _bytes(item) < _bytes(probe)):
                 probe = item
     if probe is None:
-        return Finding(
-            problem="it could not be verified: TensorFlow accepts no values that can be made up for it "
-            "(give real samples with --calibration)"
-        )
+        return Finding(problem=excused or _NOTHING_TO_COMPARE)
     return Finding(finite_only=finite_only, compared=compared, probe=probe)
 
 

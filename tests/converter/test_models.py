@@ -33,7 +33,7 @@ ENGINES = ("onnxruntime", "tensorrt") if tensorrt.version() else ("onnxruntime",
 # What a cut may carry: a TensorFlow string, resource or float64 has no place in an engine.
 CUT_DTYPES = {"float32", "float16", "int8", "uint8", "int32", "int64", "bool"}
 # Their other signature, ``serve``, is the same function; converting it as well would only take as long again.
-LARGE = {"resnet50", "mobilenetv2", "efficientnetb0", "convnexttiny", "inceptionv3", "vit", "bert", "facial_expression"}
+LARGE = {"resnet50", "mobilenetv2", "efficientnetb0", "convnexttiny", "inceptionv3", "vit", "bert", "spliceai"}
 NEED_SAMPLES = {"decode_and_label", "spliceai"}  # no input that can be made up runs through them
 NAMES = [name for name, row in MODELS.items() if not row.expect.in_process_only]
 ROWS = [pytest.param(name, marks=pytest.mark.slow if MODELS[name].expect.slow else ()) for name in NAMES]

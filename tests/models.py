@@ -65,6 +65,7 @@ class Model:
 _STRING, _TABLE, _RANDOM = "strings have no place", "works on a table", "random numbers are drawn"
 _NO_LOWERING, _REFUSED, _RANK = "no lowering for", "TensorRT refuses", "the rank of"
 _WRITTEN = "a variable that a signature of this model assigns"
+_CHECK = "a check that only TensorFlow makes"
 _WRONG = "where TensorFlow gives"  # the verifier found another answer
 
 
@@ -135,7 +136,8 @@ OPS = {
             islands=2,
             stay={
                 **_stay(_STRING, "Shape", "StringToHashBucketFast", "AsString", "StringJoin"),
-                **_stay(_STRING, "TensorListFromTensor", "TensorListReserve", "StatelessWhile", "TensorListStack"),
+                **_stay(_STRING, "TensorListFromTensor", "TensorListReserve", "TensorListStack"),
+                **_stay(_CHECK, "StatelessWhile"),
                 **_stay(_TABLE, "LookupTableFindV2", "LookupTableSizeV2"),
                 **_stay(_RANK, "NotEqual", "SelectV2"),
             },
@@ -160,7 +162,7 @@ OPS = {
             inputs=vectors(4, 9),
             min_share=0.5,
             islands=2,
-            stay={**_stay(_NO_LOWERING, "EagerPyFunc", "PyFunc"), **_stay(_RANK, "EnsureShape")},
+            stay={**_stay(_NO_LOWERING, "EagerPyFunc", "PyFunc"), **_stay(_CHECK, "EnsureShape")},
             in_process_only=True,
         ),
     ),
@@ -173,12 +175,20 @@ NUMERIC = {
             inputs=models_numeric.integer_division_inputs,
             min_share=0.5,
             islands=2,
-            stay=_stay(_NO_LOWERING, "TruncateMod"),
+            stay={
+                **_stay("divided by something that may be zero", "FloorDiv", "FloorMod", "TruncateDiv"),
+                **_stay(_NO_LOWERING, "TruncateMod"),
+            },
         ),
     ),
     "integer_matmul": Model(
         models_numeric.integer_matmul,
-        Expect(inputs=models_numeric.pixels_inputs, min_share=0.6, islands=3, stay=_stay(_REFUSED, "MatMul", "Cast")),
+        Expect(
+            inputs=models_numeric.pixels_inputs,
+            min_share=0.5,
+            islands=2,
+            stay={**_stay(_REFUSED, "MatMul", "Cast"), **_stay("towards minus infinity", "FloorMod")},
+        ),
     ),
     "resizes": Model(
         models_numeric.resizes,

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 import refimpl
-from refimpl.bundle import Manifest, SignatureRecord
+from refimpl.bundle import IDLE_OPS, Manifest, SignatureRecord
 from refimpl.oracle.compare import compare
 from refimpl.oracle.runners import SavedModelRunner
 from refimpl.runtime import IslandRun
@@ -33,7 +33,8 @@ def default(manifest: Manifest) -> SignatureRecord:
 
 
 def converted_types(record: SignatureRecord) -> Counter[str]:
-    return Counter(kind for island in record.islands for _, kind in island.ops)
+    """How often each type is in an island; those that compute nothing do not count."""
+    return Counter(kind for island in record.islands for _, kind in island.ops if kind not in IDLE_OPS)
 
 
 def left_types(record: SignatureRecord) -> dict[str, str]:

@@ -149,7 +149,13 @@ def start_convert(target: Path, scratch: Path, source: Path, *, limit_bytes: int
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "TMPDIR": str(scratch), "PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=_heed_interrupts,  # noqa: PLW1509  (no threads here)
     )
+
+
+def _heed_interrupts() -> None:
+    """A shell's background job ignores Ctrl-C, and its children inherit that; these tests may run in one."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.parametrize(

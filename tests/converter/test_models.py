@@ -36,7 +36,8 @@ CUT_DTYPES = {"float32", "float16", "int8", "uint8", "int32", "int64", "bool"}
 LARGE = {"resnet50", "mobilenetv2", "efficientnetb0", "convnexttiny", "inceptionv3", "vit", "bert", "spliceai"}
 NEED_SAMPLES = {"decode_and_label", "spliceai"}  # no input that can be made up runs through them
 NAMES = [name for name, row in MODELS.items() if not row.expect.in_process_only]
-ROWS = [pytest.param(name, marks=pytest.mark.slow if MODELS[name].expect.slow else ()) for name in NAMES]
+SLOW = {name for name in NAMES if MODELS[name].expect.slow} | {"resnet50", "mobilenetv2", "basic_pitch"}
+ROWS = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NAMES]
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -143,12 +143,14 @@ def test_tags(tmp_path: Path) -> None:
 def test_random_outputs_are_marked_and_wholly_random_models_refused(tmp_path: Path) -> None:
     def half_random(x: Any) -> dict[str, Any]:
         noise = tf.random.uniform([64])
-        return {"double": x * 2, "noise": noise, "some": tf.boolean_mask(x, noise < 0.5)}
+        # So many lengths that two runs agree on one once in 100,000 times.
+        some = tf.zeros([tf.random.uniform([], 1, 100_000, tf.int32)])
+        return {"double": x * 2, "noise": noise, "some": some}
 
     model = saved_models.from_function(tmp_path / "m", half_random, spec([64], tf.float32, "x"))
     for item in record(model, tmp_path / "g").cases:
         assert item.unstable["noise"] == "values"
-        assert item.unstable["some"] in ("shape", "values")
+        assert item.unstable["some"] == "shape"
         assert "double" not in item.unstable
     noise = saved_models.from_function(
         tmp_path / "n", lambda x: {"y": x + tf.random.uniform([3])}, spec([3], tf.float32, "x")
@@ -188,7 +190,7 @@ def test_no_usable_case_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     model = saved_models.from_function(
         tmp_path / "m", lambda b: {"y": tf.io.decode_png(b, channels=3)}, spec([], tf.string, "b")
     )
-    with pytest.raises(GoldenError, match=r"first reason: TensorFlow refused: .*[Ii]mage") as caught:
+    with pytest.raises(GoldenError, match=r"first reason: TensorFlow refused: .*([Ii]mage|Input is empty)") as caught:
         record(model, tmp_path / "g")
     assert "--cases" in caught.value.hint
     assert [path.name for path in tmp_path.iterdir()] == ["m"]

@@ -1,6 +1,6 @@
 """TensorRT engines: NVIDIA TensorRT or TensorRT for RTX, whichever is installed; they share one Python API.
 
-Run with TensorRT-RTX 1.7.1 (parse and build on a machine without a GPU) and 1.6.1 (execution on H100/H200); NVIDIA
+Run with TensorRT-RTX 1.7.1 (parse and build on a machine without a GPU) and 1.6.1 (execution on an H100); NVIDIA
 TensorRT 10.12+ and 11 are written for, type-checked against their stubs, and not run.
 """
 

@@ -34,7 +34,7 @@ def test_a_variable_is_read_before_it_is_assigned(tmp_path):
 @pytest.mark.parametrize(
     "call",
     [
-        pytest.param(lambda x: x < 16777216, id="compare"),
+        pytest.param(lambda x: x < 16777217, id="compare"),
         pytest.param(lambda x: tf.sort(x, 1), id="sort"),
         pytest.param(lambda x: tf.reduce_prod(x, 1), id="product"),
         pytest.param(lambda x: tf.pow(x, 5), id="power"),

@@ -31,7 +31,7 @@ def show(table: Path, *, as_json: bool) -> None:
     """Show the ranges in TABLE, and what calibration warned about."""
     found = tables.load(table)
     if as_json:
-        click.echo(json.dumps([item.to_json() for item in found], indent=2))
+        click.echo(json.dumps({"tables": [item.to_json() for item in found]}, indent=2))
         return
     console = _console()
     for item in found:

@@ -219,6 +219,8 @@ def convert(
 def _check_new(file: Path | None) -> None:
     if file is not None and file.exists():
         raise RecipeError(f"{file} exists already", hint="choose another name; nothing is ever overwritten")
+    if file is not None and not file.absolute().parent.is_dir():
+        raise RecipeError(f"{file} lies in no folder that exists", hint="make the folder first")
 
 
 def _save_calibration(folder: Path, target: Path) -> None:

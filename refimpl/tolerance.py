@@ -12,7 +12,7 @@ decision between nearly equal values may then fall the other way, in at most a s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,10 @@ class Tolerance:
             0 <= self.rtol <= 0.1 and 0 <= self.of_max <= 0.1 and 0 <= self.atol <= 1e-2 and 0 <= self.flips <= 0.1
         ):
             raise ValueError(f"{self}: outside the sane range")
+
+    def tightened(self, share: float) -> Tolerance:
+        """A share of this tolerance, for one who must leave the rest to somebody else's rounding."""
+        return replace(self, rtol=share * self.rtol, of_max=share * self.of_max, atol=share * self.atol)
 
 
 EXACT = Tolerance(0.0, 0.0, 0.0, "integers, booleans and strings have no rounding")
@@ -95,5 +99,5 @@ def tolerance_for(precision: str, dtype: str) -> Tolerance:
         KeyError: a float dtype without a row: add one, with its reason.
     """
     if not dtype.startswith(("float", "bfloat", "complex")):
-        return EXACT if dtype == "string" else _FLIPS.get(precision, EXACT)
+        return EXACT if dtype in ("string", "object") else _FLIPS.get(precision, EXACT)
     return TABLE[precision, dtype]

@@ -19,8 +19,9 @@ import pytest
 import tensorflow as tf
 
 import refimpl
-from refimpl import bundle, cli, oracle, runtime
+from refimpl import bundle, calibration, cli, oracle, runtime
 from refimpl.bundle import Manifest
+from refimpl.converter.precision import calibrate
 from refimpl.recipe import Recipe
 from refimpl.runtime import LoadedBundle
 from tests.models import sample_inputs, saved_model
@@ -114,8 +115,21 @@ def commands(name: str, folder: Path) -> dict[str, list[object]]:
         "run": ["run", make_bundle(name), "--inputs", "random"],
         "record": ["record", saved_model(name), folder / "golden"],
         "check": ["check", make_bundle(name), golden_of(name)],
+        "calibration": ["calibration", "show", calibration_table()],
         "doctor": ["doctor"],
     }
+
+
+def calibration_table() -> Path:
+    """A table of one range, as int8 calibration writes it."""
+    seen = calibrate.Histogram()
+    seen.add(np.linspace(-2, 3, 5000, dtype=np.float32))
+    ranges = {calibration.range_key("island", "x"): calibrate.range_of(seen, "minmax")}
+    table = calibration.make_table("0" * 64, "serving_default", ranges, method="minmax", percentile=99.99, batches=1)
+    file = Path(_FOLDER.name) / "table.json"
+    if not file.exists():
+        calibration.save(table, file)
+    return file
 
 
 def assert_refused(capfd: pytest.CaptureFixture[str], *args: object, says: str, hint: str = "") -> str:

@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 import refimpl
-from refimpl import bundle, doctor, oracle, runtime
+from refimpl import bundle, calibration, doctor, oracle, runtime
 from refimpl.cli import group
 from refimpl.converter import pipeline
 from refimpl.recipe import Recipe
@@ -30,7 +30,7 @@ from tests.bundles import (
 from tests.models import saved_model
 
 NAME = "odd_ops"
-COMMANDS = ("convert", "explain", "inspect", "run", "record", "check", "doctor")
+COMMANDS = ("convert", "explain", "inspect", "run", "record", "check", "calibration", "doctor")
 
 
 @pytest.fixture
@@ -142,6 +142,7 @@ BUGS = {
     "run": (runtime, "load"),
     "record": (oracle, "record"),
     "check": (oracle, "check"),
+    "calibration": (calibration, "load"),
     "doctor": (doctor, "examine"),
 }
 

@@ -13,7 +13,7 @@ from refimpl.recipe import Recipe, load_recipe, parse_shape, recipe_with
 OTHER = {
     "signatures": ("a",),
     "tags": ("train",),
-    "precision": None,  # there is only one yet
+    "precision": "fp16",
     "engines": ("onnxruntime", "tensorrt"),
     "min_segment_size": 4,
     "max_engines": 2,
@@ -24,6 +24,13 @@ OTHER = {
     "verify": False,
     "workspace_bytes": 1 << 20,
     "tf32": True,
+    "keep_fp32": ("Softmax",),
+    "calibrator": "minmax",
+    "percentile": 99.9,
+    "use_calibration": False,
+    "calibration_table": "ranges.json",
+    "max_drop": 0.01,
+    "metric": "top1",
 }
 
 
@@ -36,8 +43,8 @@ def write(folder: Path, text: str) -> Path:
 def test_every_field_changes_the_digest():
     base = Recipe()
     assert set(OTHER) == {item.name for item in fields(Recipe)}, "a new field needs another value here"
-    digests = {replace(base, **{name: value}).digest() for name, value in OTHER.items() if value is not None}
-    assert len(digests | {base.digest()}) == len([value for value in OTHER.values() if value is not None]) + 1
+    digests = {replace(base, **{name: value}).digest() for name, value in OTHER.items()}
+    assert len(digests | {base.digest()}) == len(OTHER) + 1
     assert Recipe().digest() == base.digest()
 
 

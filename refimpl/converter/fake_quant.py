@@ -223,7 +223,7 @@ def _repeats(graph: onnx.GraphProto, kept: Collection[str]) -> Iterator[tuple[on
         into = makers.get(out.input[0]) if out.op_type == "DequantizeLinear" else None
         if into is None or into.op_type != "QuantizeLinear" or read.count(into.output[0]) != 1:
             continue
-        before = makers.get(_behind(makers, into.input[0]))
+        before = makers.get(behind(makers, into.input[0]))
         if into.input[0] in kept or before is None or before.op_type != "DequantizeLinear":
             continue
         if list(map(fixed.get, before.input[1:])) == list(map(fixed.get, into.input[1:])):
@@ -300,13 +300,13 @@ def missing_ranges(model: onnx.ModelProto, weights: Collection[str] = ()) -> tup
     for node in graph.node:
         if node.op_type in _WEIGHTED and any(name in constant for name in node.input[:2]):
             for name in node.input[:2]:
-                source = _behind(makers, name)
+                source = behind(makers, name)
                 if source not in makers or makers[source].op_type != "DequantizeLinear":
                     found[node.name or node.output[0], _tensorflow_name(source)] = None
     return tuple(found)
 
 
-def _behind(makers: Mapping[str, onnx.NodeProto], name: str) -> str:
+def behind(makers: Mapping[str, onnx.NodeProto], name: str) -> str:
     """The tensor that this one has its levels from: past everything that commutes with quantization."""
     while (node := makers.get(name)) is not None and (node.op_type in _COMMUTING or _pads_with_zero(node)):
         name = node.input[0]

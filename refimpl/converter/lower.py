@@ -272,7 +272,10 @@ def to_onnx(
     tf_graph = _without_calls(import_graph(nodes, graph.lowering), inputs, outputs)
     with quiet():
         import tf2onnx.tfonnx
+        import tf2onnx.utils
 
+        # It numbers what it adds. Calibration tables name tensors, which must not depend on what was lowered before.
+        tf2onnx.utils.INTERNAL_NAME = 1
         with tf_graph.as_default():
             onnx_graph = tf2onnx.tfonnx.process_tf_graph(
                 tf_graph,

@@ -210,10 +210,8 @@ def _calibration_notes(precision: PrecisionStage) -> tuple[str, ...]:
     shown = tuple(f"calibration: {line}" for line in warnings[:_WARNINGS])
     if len(warnings) <= _WARNINGS:
         return shown
-    return (
-        *shown,
-        f"calibration: {len(warnings) - _WARNINGS} more warnings; see refimpl calibration show BUNDLE/{bundle.CALIBRATION}",
-    )
+    rest = f"{len(warnings) - _WARNINGS} more warnings; see refimpl calibration show BUNDLE/{bundle.CALIBRATION}"
+    return (*shown, f"calibration: {rest}")
 
 
 def _kept(source: Source, key: str, reason: str) -> Converted:

@@ -143,7 +143,12 @@ def _run(native: NativeGraph, sample: Sample, entering: Sequence[str], leaving: 
 
 
 def judge_engine(
-    engine: OpenEngine, evidence: Iterable[Evidence], leaving: Sequence[str], precision: str, op_types: Iterable[str]
+    engine: OpenEngine,
+    evidence: Iterable[Evidence],
+    leaving: Sequence[str],
+    precision: str,
+    op_types: Iterable[str],
+    share: float = 1.0,
 ) -> Finding:
     """Compare an engine with TensorFlow on everything that is known of one island.
 
@@ -153,13 +158,14 @@ def judge_engine(
         leaving: the island's output tensors, for messages.
         precision: what the engine computes in.
         op_types: of the TensorFlow ops in the island.
+        share: of the tolerance that may be used up.
     """
     finite_only, compared = bool(_SELECTING & set(op_types)), 0
     probe: Evidence | None = None
     excused = ""
     for item in evidence:
         special = any(map(_special, item.inputs))
-        problem, shows = _compare(engine, item, leaving, precision)
+        problem, shows = _compare(engine, item, leaving, precision, share)
         if problem and (special or shows):
             finite_only, excused = True, problem  # the runtime sees the NaN or infinity too, and lets TensorFlow answer
         elif problem:
@@ -173,7 +179,9 @@ def judge_engine(
     return Finding(finite_only=finite_only, compared=compared, probe=probe)
 
 
-def _compare(engine: OpenEngine, item: Evidence, leaving: Sequence[str], precision: str) -> tuple[str, bool]:
+def _compare(
+    engine: OpenEngine, item: Evidence, leaving: Sequence[str], precision: str, share: float
+) -> tuple[str, bool]:
     """Why the engine disagrees ("" when it does not), and whether its own outputs hold a NaN or an infinity."""
     try:
         outputs = engine.run([np.asarray(array, order="C") for array in item.inputs])
@@ -181,7 +189,7 @@ def _compare(engine: OpenEngine, item: Evidence, leaving: Sequence[str], precisi
         return error.message, False
     shows = any(map(_special, outputs))
     for tensor, want, got in zip(leaving, item.outputs, outputs, strict=True):
-        if why := disagreement(want, got, tolerance_for(precision, _dtype(want))):
+        if why := disagreement(want, got, tolerance_for(precision, _dtype(want)).tightened(share)):
             return f"{why} at {tensor} ({item.name})", shows
     return "", shows
 

@@ -71,7 +71,7 @@ def spelled_out(model: Any) -> Any:
     widened: dict[str, str] = {}
     for node in model.graph.node:
         names = [*node.input, *node.output]
-        if node.op_type in _MOVES or not any(types.get(name) in HALVES for name in names):
+        if node.op_type in _MOVES or _has_body(node) or not any(types.get(name) in HALVES for name in names):
             nodes.append(node)
         else:
             nodes += _spell(node, types, widened)
@@ -81,6 +81,10 @@ def spelled_out(model: Any) -> Any:
     result.graph.node.extend(nodes)
     result.graph.ClearField("value_info")
     return result
+
+
+def _has_body(node: Any) -> bool:
+    return any(item.HasField("g") or item.graphs for item in node.attribute)
 
 
 def _spell(node: Any, types: Mapping[str, int], widened: dict[str, str]) -> list[Any]:

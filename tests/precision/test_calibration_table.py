@@ -285,7 +285,7 @@ def test_show(file, long_names):
     assert next(line for line in done.stdout.splitlines() if "zero:0" in line).split()[-1] == "none"
     assert "warning: one\nwarning: two\n" in done.stdout
     assert max(map(len, call("show", long_names).stdout.splitlines())) <= 80
-    assert json.loads(call("show", file, "--json").stdout) == [TABLE.to_json()]
+    assert json.loads(call("show", file, "--json").stdout) == {"tables": [TABLE.to_json()]}
 
 
 def test_diff_exit_codes_and_rows(file, tmp_path, long_names):

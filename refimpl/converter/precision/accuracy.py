@@ -19,7 +19,8 @@ class Accuracy:
     """The worst over the float outputs; reported, and never a reason to accept: cosine forgives a wrong scale.
 
     Attributes:
-        relative: Euclidean norm of the error over that of the wanted values; infinite where a NaN or infinity differs.
+        relative: Euclidean norm of the error over that of the wanted values; 1 where those are all zero and others
+            came; infinite where a NaN or infinity differs.
         cosine: between the two, 1.0 when both are zero.
     """
 
@@ -39,7 +40,7 @@ def accuracy(want: Sequence[Array], got: Sequence[Array]) -> Accuracy:
     """
     relative, cosine = 0.0, 1.0
     for a, b in zip(want, got, strict=True):
-        if a.dtype.kind == "f" and a.size:
+        if (a.dtype.kind == "f" or a.dtype.name == "bfloat16") and a.size:
             one = _compare(a.astype(np.float64).ravel(), b.astype(np.float64).ravel())
             relative, cosine = max(relative, one[0]), min(cosine, one[1])
         elif a.size:
@@ -63,5 +64,5 @@ def _compare(a: Array, b: Array) -> tuple[float, float]:
     size, other = float(np.linalg.norm(a)), float(np.linalg.norm(b))
     error = float(np.linalg.norm(a - b))
     if not size or not other:
-        return (0.0, 1.0) if not error else (float("inf") if not size else 1.0, 0.0)
+        return (0.0, 1.0) if not error else (1.0, 0.0)
     return error / size, float(a @ b) / (size * other)

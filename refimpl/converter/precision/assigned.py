@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from refimpl.converter.precision.half import HEAVY
+
 _COUNTER = re.compile(r"__\d+$")  # tf2onnx numbers the nodes that it adds
 
 
@@ -41,13 +43,17 @@ def tf_op_of(node: Any, ops: Mapping[str, str]) -> str:
     return max(under, key=len, default="")
 
 
-def matching(model: Any, patterns: Sequence[str], ops: Mapping[str, str]) -> tuple[dict[str, str], set[str]]:
+def matching(
+    model: Any, patterns: Sequence[str], ops: Mapping[str, str], added: Mapping[str, str] | None = None
+) -> tuple[dict[str, str], set[str]]:
     """Nodes that patterns name.
 
     Args:
         model: an island's ModelProto, its nodes named.
         patterns: ``fnmatch`` patterns of ONNX op types, node names, TensorFlow op names or TensorFlow op types.
         ops: TensorFlow op name -> op type, of the island.
+        added: TensorFlow op that adds a bias -> the product that it adds to. Both become one ONNX node, which is called
+            after the former.
 
     Returns:
         Node name -> reason, and the patterns that named something.
@@ -56,10 +62,10 @@ def matching(model: Any, patterns: Sequence[str], ops: Mapping[str, str]) -> tup
     used: set[str] = set()
     for node in model.graph.node if patterns else ():
         op = tf_op_of(node, ops)
+        product = (added or {}).get(op, "") if node.op_type in HEAVY else ""
+        names = (node.op_type, node.name, op, ops.get(op, ""), product, ops.get(product, ""))
         for pattern in patterns:
-            if any(
-                fnmatch.fnmatchcase(name, pattern) for name in (node.op_type, node.name, op, ops.get(op, "")) if name
-            ):
+            if any(fnmatch.fnmatchcase(name, pattern) for name in names if name):
                 found.setdefault(node.name, f"kept in float32 as asked ({pattern})")
                 used.add(pattern)
     return found, used

@@ -206,11 +206,12 @@ def _entropy(histogram: Histogram) -> float:
     """The threshold with the smallest KL divergence, by ONNX Runtime's search; see the module for its frame.
 
     With no more different values than levels, every level can have its value; with fewer values than bins, what the
-    search sees is their scatter. Then the largest magnitude is kept.
+    search sees is their scatter. Then the largest magnitude is kept, or of pixels and the like, the largest but strays.
     """
-    if histogram.occupied <= _LEVELS or histogram.nonzero < _BINS:
-        return histogram.largest
     exponent = _without_strays(histogram)
+    if histogram.occupied <= _LEVELS or histogram.nonzero < _BINS:
+        counts, _, upper = histogram.bins()
+        return min(histogram.largest, float(upper[(counts > 0) & (upper <= math.ldexp(1.0, exponent))].max()))
     collector = _collector("entropy")
     while True:
         half = histogram.linear(exponent, _BINS // 2)

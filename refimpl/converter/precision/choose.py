@@ -11,9 +11,13 @@ float16 and int8. What is not a product is left out.
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from refimpl.artifacts import Array
 from refimpl.converter.lower import OpGraph
@@ -23,6 +27,8 @@ from refimpl.converter.precision.refine import Refined, Refiner
 from refimpl.converter.precision.rewrite import LEVELS, Lift
 from refimpl.converter.samples import Sample
 from refimpl.engines import OpenEngine, onnxruntime
+from refimpl.errors import RecipeError
+from refimpl.numerics import has_nonfinite
 
 Tell = Callable[[str], None]
 _BITS = {"fp32": 32, "fp16": 16, "int8": 8}
@@ -89,12 +95,18 @@ class Chooser:
         self._samples, self._metric, self._max_drop, self._tell = samples, metric, max_drop, tell
         self._order = run_order(graph, [option.ops for option in options])
         self._wanted: list[dict[str, Array]] = []
+        self._prints: list[int] = []  # of the samples, to notice when others come
         self._base = 0.0
         self.tried: list[Tried] = []
 
     def choose(self) -> Tried:
         """The fastest candidate whose metric stays within ``max_drop`` of TensorFlow's."""
         self._base = self._measure(None)
+        if not math.isfinite(self._base):
+            raise RecipeError(
+                f"the metric of the model itself, in TensorFlow, is {self._base}, so nothing can be compared with it",
+                hint="look at the samples, and at what the metric makes of them",
+            )
         plain = self._try("fp32", tuple(None for _ in self._options))
         for precision in ("int8", "fp16"):
             form = self._attempt(precision, {})
@@ -165,14 +177,27 @@ class Chooser:
                 for option, item in zip(self._options, form, strict=True)
             ]
         )
-        total, rows = 0.0, 0
-        for index, sample in enumerate(self._samples()):
+        total, rows, index = 0.0, 0, 0
+        for sample in self._samples():
+            if any(value.size == 0 for value in sample.values.values()):
+                continue
             if engines is None:
+                self._prints.append(_fingerprint(sample))
                 self._wanted.append(self._run(sample, []))
+            elif self._prints[index : index + 1] != [_fingerprint(sample)]:
+                raise RecipeError(
+                    f"sample {sample.name} is another one than when the samples were first read",
+                    hint="candidates can be compared on the same data only: seed what draws it",
+                )
             got = self._run(sample, engines) if engines is not None else self._wanted[index]
             count = max((len(value) for value in sample.values.values() if value.ndim), default=1)
             total += count * self._metric(got, self._wanted[index], sample)
-            rows += count
+            rows, index = rows + count, index + 1
+        if index != len(self._wanted):
+            raise RecipeError(
+                f"{index} samples, where there were {len(self._wanted)} when they were first read",
+                hint="candidates can be compared on the same data only",
+            )
         return total / rows if rows else float("nan")
 
     def _run(self, sample: Sample, engines: Sequence[OpenEngine]) -> dict[str, Array]:
@@ -182,10 +207,28 @@ class Chooser:
             option = self._options[index]
             missing = [tensor for tensor in option.entering if tensor not in known]
             known.update(zip(missing, self._native.run(known, missing) if missing else [], strict=True))
-            known.update(zip(option.leaving, engines[index].run([known[t] for t in option.entering]), strict=True))
+            known.update(zip(option.leaving, self._island(option, engines[index], known), strict=True))
         # A signature's result is an Identity of the tensor that holds it, which an island may have made.
         values = self._native.run(known, list(source.results))
         return {spec.name: value for spec, value in zip(source.signature.outputs, values, strict=True)}
+
+    def _island(self, option: Option, engine: OpenEngine, known: Mapping[str, Array]) -> Sequence[Array]:
+        """What a bundle's island gives: TensorFlow answers where an engine is not asked, or overflows."""
+        inputs = [known[tensor] for tensor in option.entering]
+        if all(value.size for value in inputs) and not any(map(has_nonfinite, inputs)):
+            outputs = engine.run(inputs)
+            if not any(map(has_nonfinite, outputs)):
+                return outputs
+        return self._native.run(known, list(option.leaving))
+
+
+def _fingerprint(sample: Sample) -> int:
+    """A number that changes with the inputs; strings count by their number only."""
+    number = 0
+    for name, value in sorted(sample.values.items()):
+        content = b"" if value.dtype.hasobject else np.ascontiguousarray(value).tobytes()
+        number = zlib.crc32(content, zlib.crc32(f"{name} {value.shape}".encode(), number))
+    return number
 
 
 def run_order(graph: OpGraph, islands: Sequence[Sequence[str]]) -> list[int]:
@@ -201,4 +244,7 @@ def run_order(graph: OpGraph, islands: Sequence[Sequence[str]]) -> list[int]:
             needs[home[name]] |= bits
             bits |= 1 << home[name]
         above[name] = bits
+    # An island runs as a whole: who reads one of its tensors needs all that any of its ops needs.
+    for middle, _ in enumerate(islands):
+        needs = [bits | needs[middle] if bits >> middle & 1 else bits for bits in needs]
     return sorted(range(len(islands)), key=lambda index: (needs[index] & ~(1 << index)).bit_count())

@@ -11,7 +11,9 @@ An op stays in float32 when one of these holds, in this order:
 * float16 only: a weight overflows, or so many of its values underflow that the tensor as a whole loses more than
   rounding would;
 * float16 only: calibration saw |x| >= 512 at one of its tensors, where neighbouring float16 numbers are half a unit
-  apart (the rule, and the number, of NVIDIA Model Optimizer's AutoCast).
+  apart (the rule, and the number, of NVIDIA Model Optimizer's AutoCast);
+* float16 only: it leads to indices and truth values alone. An overflow shows in a float result, and TensorFlow answers
+  then; an index that was made from infinities looks like any other.
 
 Heavy ops (products) go first; light ones follow whoever feeds them, so that no Cast is spent on an addition.
 
@@ -58,6 +60,7 @@ _DISCRETE = frozenset(
     """ArgMax ArgMin TopK NonMaxSuppression Equal Greater GreaterOrEqual Less LessOrEqual Floor Ceil Round Sign Mod
     IsNaN IsInf NonZero Unique OneHot Range QuantizeLinear DequantizeLinear DynamicQuantizeLinear""".split()
 )
+_UNSEEN = "it leads to indices or truth values only, which would not show that it overflowed"
 _FOLLOWS = "it follows the float32 values it reads"
 _DISCRETE_TAIL, _NO_FORM = "makes discrete values of its input", "has no half-precision form"
 
@@ -113,6 +116,7 @@ class _View:
         self.types = tensor_types(model)
         self.weights = {item.name: item for item in model.graph.initializer}
         self.maker = {name: node for node in model.graph.node for name in node.output}
+        self._shown: set[str] | None = None
         self.opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
 
     def is_float(self, node: Any) -> bool:
@@ -129,6 +133,16 @@ class _View:
                     found.append((side, name))
         return found
 
+    def shows(self, node: Any) -> bool:
+        """Whether a NaN or an infinity that a node makes may reach a float result."""
+        if self._shown is None:
+            floats = (TensorProto.FLOAT, TensorProto.DOUBLE)
+            self._shown = {item.name for item in self.model.graph.output if self.types.get(item.name) in floats}
+            for item in reversed(self.model.graph.node):
+                if not self._shown.isdisjoint(item.output) and not _makes_discrete(item):
+                    self._shown.update(item.input, *(_names_read(body) for body in _bodies(item)))
+        return not self._shown.isdisjoint(node.output)
+
     def fed_by_half(self, node: Any, layers: Mapping[str, str]) -> bool:
         makers = [self.maker[name] for side, name in self.floats(node) if side == "input" and name in self.maker]
         return any(layers.get(maker.name) == "" for maker in makers)
@@ -142,18 +156,28 @@ def _takes_half(schema: Any, type_str: str) -> bool:
     )
 
 
+def _makes_discrete(node: Any) -> bool:
+    return node.op_type in _DISCRETE or (node.op_type == "Cast" and _cast_target(node) != TensorProto.FLOAT)
+
+
+def _bodies(node: Any) -> list[Any]:
+    return [body for item in node.attribute for body in ([item.g] if item.HasField("g") else item.graphs)]
+
+
 def _why_not(view: _View, node: Any, maxima: Mapping[str, float], precision: str) -> str:
-    if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+    if _bodies(node):
         return f"{node.op_type} runs a body of its own"
     if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type):
         return f"{node.op_type} is no standard op"
-    if node.op_type in _DISCRETE or (node.op_type == "Cast" and _cast_target(node) != TensorProto.FLOAT):
+    if _makes_discrete(node):
         return f"{node.op_type} {_DISCRETE_TAIL}"
     if not (floats := view.floats(node)):
         return f"{node.op_type} {_NO_FORM}"
     if node.op_type in UNSAFE:
         return UNSAFE[node.op_type]
-    return _why_not_in_float16(view, floats, maxima) if precision == "fp16" else ""
+    if precision != "fp16":
+        return ""
+    return _why_not_in_float16(view, floats, maxima) or ("" if view.shows(node) else _UNSEEN)
 
 
 def _why_not_in_float16(view: _View, floats: list[tuple[str, str]], maxima: Mapping[str, float]) -> str:
@@ -279,17 +303,16 @@ def _rename(node: Any, name_of: Callable[[str], str]) -> None:
     """Let a float32 node, and the bodies it runs, read the float32 form of every tensor."""
     for index, name in enumerate(node.input):
         node.input[index] = name_of(name)
-    for attribute in node.attribute:
-        for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-            own = {item.name for item in [*body.input, *body.initializer]} | {o for n in body.node for o in n.output}
+    for body in _bodies(node):
+        own = {item.name for item in [*body.input, *body.initializer]} | {o for n in body.node for o in n.output}
 
-            def outer(name: str, own: set[str] = own) -> str:
-                return name if name in own else name_of(name)
+        def outer(name: str, own: set[str] = own) -> str:
+            return name if name in own else name_of(name)
 
-            for inner in body.node:
-                _rename(inner, outer)
-            for item in body.output:
-                item.name = outer(item.name)
+        for inner in body.node:
+            _rename(inner, outer)
+        for item in body.output:
+            item.name = outer(item.name)
 
 
 def _names_read(graph: Any) -> set[str]:
@@ -297,7 +320,6 @@ def _names_read(graph: Any) -> set[str]:
     found = {item.name for item in graph.output}
     for node in graph.node:
         found.update(node.input)
-        for attribute in node.attribute:
-            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                found |= _names_read(body)
+        for body in _bodies(node):
+            found |= _names_read(body)
     return found

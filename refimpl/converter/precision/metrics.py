@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -61,11 +62,14 @@ def _users(name: str, function: Callable[..., Any]) -> Metric:
     def metric(got: Mapping[str, Array], want: Mapping[str, Array], sample: Sample) -> float:
         del want
         try:
-            return float(function(dict(got), {**sample.values, **sample.extras}))
+            found = float(function(dict(got), {**sample.values, **sample.extras}))
         except Exception as error:  # as above
             raise RecipeError(
                 f"--metric {name} fails on sample {sample.name}: {type(error).__name__}: {error}",
                 hint="it is called with (outputs, sample), two dicts of arrays, and returns a number, higher is better",
             ) from error
+        if not math.isfinite(found):
+            raise RecipeError(f"--metric {name} gives {found} on sample {sample.name}", hint="return a finite number")
+        return found
 
     return metric

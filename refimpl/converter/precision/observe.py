@@ -19,9 +19,9 @@ from refimpl.errors import RunError, first_line
 
 
 class Maxima:
-    """The largest |x| of every float32 tensor of an island, over all batches that it is shown, and its last size.
+    """The largest |x| of every float32 tensor of an island, over all batches that it is shown, and its last shape.
 
-    The maxima are computed inside the graph, so that no tensor has to be kept for it.
+    The maxima are computed inside the graph, so that no tensor has to be kept for it. A NaN counts as infinite.
 
     Args:
         file: the island's ONNX file, in float32.
@@ -39,9 +39,9 @@ class Maxima:
         for name, output in zip(names, self._outputs, strict=True):
             model.graph.node.append(helper.make_node("Abs", [name], [f"{output}/abs"]))
             model.graph.node.append(helper.make_node("ReduceMax", [f"{output}/abs"], [output], keepdims=0))
-            model.graph.node.append(helper.make_node("Size", [name], [f"{output}/size"]))
+            model.graph.node.append(helper.make_node("Shape", [name], [f"{output}/shape"]))
             model.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, []))
-            model.graph.output.append(helper.make_tensor_value_info(f"{output}/size", TensorProto.INT64, []))
+            model.graph.output.append(helper.make_tensor_value_info(f"{output}/shape", TensorProto.INT64, [None]))
         options = session_options()
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
         self._session: Any = ort.InferenceSession(
@@ -49,7 +49,7 @@ class Maxima:
         )
         self._inputs = [item.name for item in self._session.get_inputs()]
         self.found: dict[str, float] = dict.fromkeys(names, 0.0)
-        self.sizes: dict[str, int] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
 
     def add(self, inputs: Sequence[Array]) -> None:
         """Run one batch.
@@ -63,39 +63,57 @@ class Maxima:
         if not self._outputs or any(array.size == 0 for array in inputs):
             return
         try:
-            wanted = [*self._outputs, *(f"{output}/size" for output in self._outputs)]
+            wanted = [*self._outputs, *(f"{output}/shape" for output in self._outputs)]
             values = self._session.run(wanted, dict(zip(self._inputs, inputs, strict=True)))
         except Exception as error:  # its exceptions share no base class with a public name
             raise RunError(f"ONNX Runtime failed: {first_line(error)}") from error
         count = len(self._names)
-        for name, value, size in zip(self._names, values[:count], values[count:], strict=True):
-            self.found[name] = max(self.found[name], float(value))
-            self.sizes[name] = int(size)
+        for name, value, shape in zip(self._names, values[:count], values[count:], strict=True):
+            self.found[name] = max(self.found[name], math.inf if math.isnan(value) else float(value))
+            self.shapes[name] = tuple(int(size) for size in shape)
 
 
-def multiplications(model: Any, sizes: Mapping[str, int]) -> dict[str, float]:
+def multiplications(model: Any, shapes: Mapping[str, Sequence[int]]) -> dict[str, float]:
     """How many multiplications each product of an island takes, by node name.
-
-    With a constant weight, every element of the output takes as many as the weight has per output channel. Of two
-    activations of m x k and k x n, m k n is the root of the product of the three sizes.
 
     Args:
         model: the island's ModelProto.
-        sizes: elements of each float tensor, by name.
+        shapes: of each float tensor, by name; those of weights are in the model. Products of tensors whose shapes are
+            unknown are left out.
     """
-    weights = {item.name: list(item.dims) for item in model.graph.initializer}
+    known = {**shapes, **{item.name: tuple(item.dims) for item in model.graph.initializer}}
     found: dict[str, float] = {}
     for node in model.graph.node:
-        made = sizes.get(node.output[0], 0) if node.output else 0
-        if node.op_type not in HEAVY or not made:
-            continue
-        if node.input[1] in weights:
-            dims = weights[node.input[1]]
-            channels = dims[0] if node.op_type == "Conv" else dims[-1]
-            found[node.name] = made * math.prod(dims) / max(channels, 1)
-        else:
-            found[node.name] = math.sqrt(made * math.prod(float(sizes.get(name, 1)) for name in node.input[:2]))
+        operands = node.input if node.op_type == "Einsum" else node.input[:2]
+        if node.op_type in HEAVY and all(name in known for name in [*operands, node.output[0]]):
+            found[node.name] = float(_product(node, [known[name] for name in operands], known[node.output[0]]))
     return found
+
+
+def _product(node: Any, operands: Sequence[Sequence[int]], made: Sequence[int]) -> int:
+    attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    if node.op_type == "Einsum":
+        return _einsum(attributes["equation"].decode(), operands)
+    if node.op_type == "ConvTranspose":  # every element of the input is multiplied with all weights of its channel
+        return math.prod(operands[0]) * math.prod(operands[1][1:])
+    if node.op_type == "Conv":  # every element of the output takes all weights of its channel
+        return math.prod(made) * math.prod(operands[1][1:])
+    summed = operands[0][0 if attributes.get("transA") else -1]
+    return math.prod(made) * summed
+
+
+def _einsum(equation: str, operands: Sequence[Sequence[int]]) -> int:
+    """Every index takes every value; what an ellipsis stands for counts as in the operand that has most of it."""
+    sizes: dict[str, int] = {}
+    rest = 1
+    for term, shape in zip(equation.replace(" ", "").split("->")[0].split(","), operands, strict=True):
+        before, dots, after = term.partition("...")
+        middle = len(shape) - len(after)
+        sizes.update(zip(before, shape, strict=False))
+        sizes.update(zip(after, shape[middle:], strict=True))
+        if dots:
+            rest = max(rest, math.prod(shape[len(before) : middle]))
+    return rest * math.prod(sizes.values())
 
 
 def maxima(file: Path, batches: Iterable[Sequence[Array]]) -> dict[str, float]:

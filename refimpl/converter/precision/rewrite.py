@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from refimpl.artifacts import Array
+from refimpl.converter.fake_quant import behind
 from refimpl.converter.precision.assigned import Assigned
 from refimpl.converter.precision.half import HEAVY, Half, to_half
 from refimpl.converter.precision.opsets import with_opset
@@ -69,7 +75,8 @@ def rewrite(model: Any, precision: str, ranges: Ranges, lifts: Mapping[str, Lift
         return Rewritten(half.model, _layers(model, precision, half, {}), _chosen(half.layers))
     layers: Mapping[str, str]
     if ranges.own:
-        quantized, layers = model, _own_layers(model)
+        quantized = _with_float_weights(with_opset(model, _QDQ_OPSET), lifts)
+        layers = {**_own_layers(model), **{name: lift.reason for name, lift in lifts.items()}}
     else:
         keep = {item.node: _DEPTHWISE for item in candidates(model) if item.depthwise}
         placed = place(model, ranges.thresholds, {**keep, **{name: lift.reason for name, lift in lifts.items()}})
@@ -87,9 +94,50 @@ def _chosen(layers: Mapping[str, str]) -> tuple[str, ...]:
 
 def _own_layers(model: Any) -> dict[str, str]:
     """Products of a model that is quantized already: "" for those whose operands both come dequantized."""
-    dequantized = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
-    products = [node for node in model.graph.node if node.op_type in HEAVY]
-    return {node.name: "" if dequantized.issuperset(node.input[:2]) else "it has no range" for node in products}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type in HEAVY:
+            sources = [makers.get(behind(makers, name)) for name in node.input[:2]]
+            quantized = all(item is not None and item.op_type == "DequantizeLinear" for item in sources)
+            found[node.name] = "" if quantized else "it has no range"
+    return found
+
+
+def _with_float_weights(model: Any, layers: Container[str]) -> Any:
+    """A model that is quantized already, the int8 weights of some layers written as the float32 values they stand for.
+
+    Their results are the same. With one operand in float32, TensorRT does not run them in int8.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    stored = {item.name: item for item in graph.initializer}
+    made: dict[str, Any] = {}
+    for node in graph.node if layers else ():
+        maker = makers.get(node.input[1]) if node.op_type in HEAVY and node.name in layers else None
+        if maker is None or maker.op_type != "DequantizeLinear" or not all(name in stored for name in maker.input):
+            continue
+        name = f"{maker.output[0]}/float"
+        if name not in made:
+            made[name] = numpy_helper.from_array(_dequantized(maker, stored), name)
+        node.input[1] = name
+    read = {name for node in graph.node for name in node.input} | {item.name for item in graph.output}
+    nodes = [node for node in graph.node if node.op_type != "DequantizeLinear" or node.output[0] in read]
+    if made:
+        graph.ClearField("node")
+        graph.node.extend(nodes)
+        graph.initializer.extend(made.values())
+    return result
+
+
+def _dequantized(node: Any, stored: Mapping[str, Any]) -> Array:
+    steps, scales, *zero = (numpy_helper.to_array(stored[name]) for name in node.input)
+    axis = next((int(item.i) for item in node.attribute if item.name == "axis"), 1)
+    shape = [-1 if number == axis else 1 for number in range(steps.ndim)] if scales.ndim else []
+    levels = steps.astype(np.int32) - (zero[0].astype(np.int32).reshape(shape) if zero else 0)
+    return np.asarray(levels.astype(np.float32) * scales.reshape(shape), np.float32)
 
 
 def _layers(model: Any, precision: str, half: Half, not_int8: Mapping[str, str]) -> tuple[Assigned, ...]:

@@ -7,6 +7,7 @@ back is what ships when the one before it cannot be built.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +41,7 @@ _NEEDS = (
     "give real samples (--calibration FILE.npz, a folder of them, or package.module:function) or a table of an earlier "
     "calibration (--calibration-table)"
 )
+_PRODUCTS = frozenset("Conv2D Conv3D DepthwiseConv2dNative Conv2DBackpropInput MatMul BatchMatMulV2 Einsum".split())
 _DOWN = {"int8": ("int8", "fp16"), "fp16": ("fp16",), "bf16": ("bf16",), "auto": ()}  # what to try, best first
 
 
@@ -84,6 +86,16 @@ class PrecisionStage:
             raise RecipeError(
                 "--precision auto measures on real samples, and there are none",
                 hint="give some with --calibration FILE.npz, a folder of them, or package.module:function",
+            )
+        if recipe.precision == "auto" and not recipe.verify:
+            raise RecipeError(
+                "--precision auto takes what agrees with TensorFlow, and --no-verify compares nothing",
+                hint="leave --no-verify away, or choose a precision",
+            )
+        if recipe.precision == "auto" and not recipe.use_calibration:
+            raise RecipeError(
+                "--precision auto calibrates what it tries in int8",
+                hint="--no-calibration goes with --precision int8",
             )
         if recipe.precision != "int8":
             return
@@ -167,7 +179,7 @@ class PrecisionStage:
             leaving=item.lowered.leaving,
             engine=onnxruntime.open(item.file),
             refiners={"int8": self._refiner(int8, item), "fp16": self._refiner(task, item)},
-            work=multiplications(item.model, item.maxima.sizes),
+            work=multiplications(item.model, item.maxima.shapes),
         )
 
     def _forms(self, item: Prepared, quantized: Quantize, chosen: Mapping[str, Refined | None]) -> Iterator[Shipped]:
@@ -200,7 +212,14 @@ class PrecisionStage:
     def _kept(self, model: Any, island: Lowered) -> dict[str, Lift]:
         """Layers that stay in float32: those that the user names, and the model's own fake quantization."""
         ops = {name: self.graph.ops[name].type for name in island.ops}
-        kept, used = matching(model, self.recipe.keep_fp32, ops)
+        added = {
+            name: before
+            for name in island.ops
+            if ops[name] in ("BiasAdd", "Add", "AddV2")
+            for before in (tensor.rsplit(":", 1)[0] for tensor in self.graph.ops[name].inputs)
+            if ops.get(before) in _PRODUCTS
+        }
+        kept, used = matching(model, self.recipe.keep_fp32, ops, added)
         self.used_patterns |= used
         for node in model.graph.node if not FAKE_QUANT.isdisjoint(ops.values()) else ():
             if ops.get(tf_op_of(node, ops)) in FAKE_QUANT:
@@ -260,7 +279,8 @@ class PrecisionStage:
 
 def _shipped(refined: Refined, item: Prepared) -> Shipped:
     notes = (*item.lowered.notes, *describe(refined), *item.notes)
-    return Shipped(refined.file, refined.precision, refined.finding, notes, refined.layers, refined.accuracy)
+    found = None if math.isnan(refined.accuracy.relative) else refined.accuracy
+    return Shipped(refined.file, refined.precision, refined.finding, notes, refined.layers, found)
 
 
 def _as_lowered(island: Lowered, *notes: str) -> Shipped:

@@ -1,0 +1,199 @@
+"""Does the embedded engine predict the GPU? The error that it shows, and the one that TensorRT makes, side by side.
+
+    python -m tools.gpu.prediction                        # docs/benchmarks/gpu-prediction.md and .json
+    python -m tools.gpu.prediction --only digits,bert     # some models
+    python -m tools.gpu.prediction --precision fp16,int8  # some precisions
+
+Each model is converted there, with engines of the TensorRT that is installed; both engines answer the same inputs, and
+the errors are relative ones against TensorFlow (norm of the error over norm of the answer, the worst output). Without
+a GPU it says so for every engine, and writes that down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import refimpl
+from refimpl import env, gpus
+from refimpl.engines import tensorrt
+from refimpl.errors import RefimplError
+from tools.figures import digits, measure, photos
+
+OUT = Path(__file__).resolve().parent.parent.parent / "docs" / "benchmarks"
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+Array = Any
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, real samples to convert it with, and other inputs to judge it on."""
+
+    make: Callable[[Path], Path]  # from a folder to write into, to the SavedModel
+    samples: Callable[[], Sequence[Mapping[str, Array]]]
+    judged: Callable[[], Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in one precision."""
+
+    model: str
+    precision: str  # asked for
+    built: str  # what the TensorRT engines compute in
+    predicted: float | None  # relative error of the embedded engine
+    measured: float | None  # of TensorRT; None when no engine of its ran
+    says: str  # why not
+    layers: str
+
+    @property
+    def ratio(self) -> float | None:
+        return self.measured / self.predicted if self.measured and self.predicted else None
+
+
+def _digits() -> Subject:
+    def make(folder: Path) -> Path:
+        digits.digits_cnn(folder / "digits")
+        return folder / "digits"
+
+    return Subject(make, digits.calibration_batches, lambda: {"image": digits.held_out()[0][:50]})
+
+
+def _photographs(name: str) -> Subject:
+    def make(folder: Path) -> Path:
+        photos.network(name, folder / name)
+        return folder / name
+
+    def images(count: int, seed: int) -> Mapping[str, Array]:
+        return {"image": photos.prepared(name, photos.crops(count, seed))}
+
+    return Subject(make, lambda: [images(2, 100 + i) for i in range(4)], lambda: images(2, 999))
+
+
+def _zoo(name: str) -> Subject:
+    inputs = measure.inputs_of_the_tests
+    return Subject(
+        lambda _: measure.model_of_the_tests(name), lambda: [inputs(name, i) for i in range(4)], lambda: inputs(name, 9)
+    )
+
+
+SUBJECTS: dict[str, Callable[[], Subject]] = {
+    "digits": _digits,
+    **{name: (lambda name=name: _photographs(name)) for name in photos.NETWORKS},  # type: ignore[misc]
+    **{name: (lambda name=name: _zoo(name)) for name in ("lstm", "bert", "vit")},  # type: ignore[misc]
+}
+
+
+def compare(name: str, subject: Subject, model: Path, precision: str, folder: Path) -> Row:
+    """Convert one model in one precision, and run it on both engines."""
+    try:
+        made = measure.convert(
+            model,
+            folder / f"{name}-{precision}",
+            subject.samples(),
+            precision=precision,
+            engines=("onnxruntime", "tensorrt"),
+            tf32=precision == "fp32",
+        )
+    except RefimplError as error:
+        return Row(name, precision, "", None, None, f"not converted: {error.message}", "")
+    inputs = subject.judged()
+    want = measure.tensorflow(model, inputs)
+    errors: dict[str, float | None] = {}
+    says = ""
+    for engine in ("onnxruntime", "tensorrt"):
+        result = refimpl.load(made.path, engines=(engine,)).run(inputs)
+        refused = [run.reason for run in result.islands if run.engine != engine]
+        says = says or (refused[0] if refused else "")
+        floats = [key for key, value in want.items() if value.dtype.kind == "f"]
+        worst = max(measure.relative(result.outputs[key], want[key]) for key in floats)
+        errors[engine] = None if refused else worst
+    built = {e.precision for island in made.manifest.islands for e in island.engines if e.kind == "tensorrt"}
+    shown = measure.counted(made.layers())
+    return Row(name, precision, ", ".join(sorted(built)), errors["onnxruntime"], errors["tensorrt"], says, shown)
+
+
+def record(rows: Sequence[Row]) -> dict[str, Any]:
+    """Everything measured, as plain data."""
+    driver, found = gpus.list_gpus()
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "gpu": [asdict(gpu) for gpu in found],
+        "cuda": driver,
+        "tensorrt": tensorrt.version(),
+        "versions": dict(env.versions()),
+        "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
+    }
+
+
+def markdown(data: Mapping[str, Any]) -> str:
+    """The record for people."""
+    gpu = ", ".join(f"{item['name']} (compute capability {item['compute_capability']})" for item in data["gpu"])
+    lines = [
+        "# The embedded engine's prediction, and the GPU",
+        "",
+        _ABOUT,
+        "",
+        f"* {data['date']}, {gpu or 'no GPU'}, CUDA {data['cuda'] or '-'}, {data['tensorrt'] or 'no TensorRT'}",
+        "",
+        "| model | asked for | engine | layers | predicted | measured | times |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in data["rows"]:
+        numbers = [_number(row["predicted"]), _number(row["measured"]), f"{row['ratio']:.2f}" if row["ratio"] else "-"]
+        lines.append(
+            f"| {' | '.join([row['model'], row['precision'], row['built'] or '-', row['layers'], *numbers])} |"
+        )
+    notes = [f"* {row['model']}, {row['precision']}: {row['says']}" for row in data["rows"] if row["says"]]
+    if notes:
+        lines += ["", "Where no TensorRT engine ran, another one gave the answer, and this is why:", "", *notes]
+    return "\n".join(lines) + "\n"
+
+
+_ABOUT = (
+    "Written by `python -m tools.gpu.prediction`; do not edit. Relative errors against TensorFlow; *times* is the "
+    "GPU's over the prediction. fp32 is converted with `--tf32`, which the embedded engine does not model."
+)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2g}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", default=",".join(SUBJECTS), help="models, with commas")
+    parser.add_argument("--precision", default=",".join(PRECISIONS), help="precisions, with commas")
+    parser.add_argument("--out", type=Path, default=OUT)
+    given = parser.parse_args(argv)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in given.only.split(","):
+            subject = SUBJECTS[name]()
+            model = subject.make(Path(scratch))
+            for precision in given.precision.split(","):
+                rows.append(compare(name, subject, model, precision, Path(scratch)))
+                print(rows[-1], file=sys.stderr, flush=True)
+                _write(given.out, record(rows))  # what there is, should the rest not come to an end
+    return 0
+
+
+def _write(folder: Path, data: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gpu-prediction.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    (folder / "gpu-prediction.md").write_text(markdown(data), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    np.seterr(over="ignore")
+    sys.exit(main())

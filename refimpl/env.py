@@ -46,6 +46,11 @@ def flag(name: str, *, default: bool, environ: Mapping[str, str] = os.environ) -
     return raw == "1"
 
 
+def variables(prefix: str) -> dict[str, str]:
+    """Every variable whose name starts with ``prefix``, as it is now: callers may change them between calls."""
+    return {name: value for name, value in os.environ.items() if name.startswith(prefix)}
+
+
 @functools.cache
 def versions() -> Mapping[str, str]:
     """Version by name of Python and of every package of ``PACKAGES`` that is installed."""

@@ -15,6 +15,7 @@ from refimpl.errors import RecipeError
 ENGINES = ("onnxruntime", "tensorrt")
 PRECISIONS = ("fp32",)
 PROFILES = ("range", "optimal", "range+optimal", "implicit-batch")
+OP_SETS = ("tensorrt", "tf-trt")
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -38,6 +39,9 @@ class Recipe:
         verify: run every island against the TensorFlow ops it replaces before it ships.
         workspace_bytes: memory that TensorRT may use while it builds; 0 leaves the choice to TensorRT.
         tf32: let TensorRT's FP32 engines round their operands to TF32 on GPUs that can, and accept answers that loose.
+        op_set: ``tensorrt`` converts what today's TensorRT takes; ``tf-trt`` only what TF-TRT took of it.
+        max_cached_engines: how many TensorRT engines that were built while the bundle ran an island may keep.
+        build_at_runtime: build a TensorRT engine for shapes that no stored one takes, where TensorRT can execute.
     """
 
     signatures: tuple[str, ...] = ()
@@ -53,17 +57,23 @@ class Recipe:
     verify: bool = True
     workspace_bytes: int = field(default=0)
     tf32: bool = False
+    op_set: str = "tensorrt"
+    max_cached_engines: int = 1
+    build_at_runtime: bool = False
 
     def __post_init__(self) -> None:
         _one_of("precision", (self.precision,), PRECISIONS)
         _one_of("engine", self.engines, ENGINES)
         _one_of("profile", (self.profile,), PROFILES)
+        _one_of("op_set", (self.op_set,), OP_SETS)
         if self.min_segment_size < 1:
             raise RecipeError(
                 f"min_segment_size is {self.min_segment_size}", hint="give 1 to convert even single ops, 3 by default"
             )
         if self.max_engines < 0 or self.workspace_bytes < 0:
             raise RecipeError("max_engines and workspace_bytes cannot be negative", hint="0 means no limit")
+        if self.max_cached_engines < 0:
+            raise RecipeError("max_cached_engines cannot be negative", hint="0 means no limit")
         for name, shape in self.shapes:
             if any(size < 1 for size in shape):
                 raise RecipeError(f"shape of {name!r} is {shape}", hint="every dimension must be at least 1")

@@ -24,6 +24,9 @@ OTHER = {
     "verify": False,
     "workspace_bytes": 1 << 20,
     "tf32": True,
+    "op_set": "tf-trt",
+    "max_cached_engines": 4,
+    "build_at_runtime": True,
 }
 
 
@@ -49,6 +52,8 @@ def test_every_field_changes_the_digest():
         ({"profile": "largest"}, "profile 'largest' is not known"),
         ({"min_segment_size": 0}, "min_segment_size is 0"),
         ({"max_engines": -1}, "cannot be negative"),
+        ({"op_set": "tensorrt-8"}, "op_set 'tensorrt-8' is not known"),
+        ({"max_cached_engines": -1}, "cannot be negative"),
         ({"workspace_bytes": -1}, "cannot be negative"),
         ({"shapes": (("x", (1, 0)),)}, "shape of 'x'"),
         ({"shapes": (("x", (-1, 3)),)}, "shape of 'x'"),

@@ -334,7 +334,7 @@ def blind(*args: Any) -> str:
 def test_the_last_gate_catches_what_a_blind_verifier_lets_pass(network, tmp_path, monkeypatch):
     plant(monkeypatch, "Tanh", renamed("Sigmoid"))
     monkeypatch.setattr(verify, "disagreement", blind)
-    monkeypatch.setattr(runtime, "disagreement", blind)
+    monkeypatch.setattr(runtime.island, "disagreement", blind)
     with pytest.raises(BuildError, match=r"every island agrees with TensorFlow, but the whole does not: \w+: max"):
         refimpl.convert(network, tmp_path / "bundle", ALL)
     assert not (tmp_path / "bundle").exists()

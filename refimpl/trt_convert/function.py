@@ -1,0 +1,171 @@
+"""The function that ``convert()`` returns: a bundle's signature in this process, its engine nodes in plain sight."""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from refimpl.converter import graphdefs as gd
+from refimpl.runtime import TOKEN
+from refimpl.specs import Shape, Signature
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A bundle's signature in this process.
+
+    Attributes:
+        function: a concrete function; positional arguments in the model's order or keywords, a dict by output name.
+        watch: like it, but returns the values at the cuts of every island: name -> (entering, leaving).
+    """
+
+    function: Any
+    watch: Callable[[Mapping[str, Any]], dict[str, tuple[list[Any], list[Any]]]]
+
+
+def load_function(folder: Path, signature: Signature, order: Sequence[str], tags: Sequence[str]) -> Converted:
+    """Load a signature of a bundle.
+
+    The function's graph has the engine nodes on top, where a loaded SavedModel hides them two calls deep.
+
+    Args:
+        folder: the bundle.
+        signature: which one.
+        order: names of its inputs, for positional arguments.
+        tags: of the meta graph.
+    """
+    loaded = tf.saved_model.load(str(folder), tags=list(tags))
+    concrete = loaded.signatures[signature.key]
+    stitched = _Stitched.of(concrete)
+    specs = {spec.name: tf.TensorSpec(_shape(spec.shape), spec.dtype, spec.name) for spec in signature.inputs}
+    ordered = {name: specs[name] for name in order}
+    made = _concrete(stitched.run if stitched else lambda values: concrete(**values), ordered)
+    made.refimpl_model = loaded  # the variables must live as long as the function does
+    watching: list[Any] = []
+
+    def watch(sample: Mapping[str, Any]) -> dict[str, tuple[list[Any], list[Any]]]:
+        if stitched is None:
+            return {}
+        if not watching:
+            watching.append(_concrete(stitched.run_to_cuts, ordered))
+        found = watching[0](*(sample[name] for name in order)) if order else watching[0]()
+        return {
+            name: ([value.numpy() for value in entering], [value.numpy() for value in leaving])
+            for name, (entering, leaving) in found.items()
+        }
+
+    return Converted(made, watch)
+
+
+def _shape(shape: Shape) -> list[int | None] | None:
+    return None if shape is None else list(shape)
+
+
+def _concrete(body: Callable[[Mapping[str, Any]], Any], specs: Mapping[str, Any]) -> Any:
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in specs if _is_name(name)]
+    if len(parameters) != len(specs):  # some name is no Python identifier: keywords only
+        return tf.function(lambda **values: body(values), autograph=False).get_concrete_function(**specs)
+    signature = inspect.Signature(parameters)
+
+    def converted(*args: Any, **kwargs: Any) -> Any:
+        return body(signature.bind(*args, **kwargs).arguments)
+
+    converted.__signature__ = signature  # type: ignore[attr-defined]
+    return tf.function(converted, autograph=False).get_concrete_function(*specs.values())
+
+
+def _is_name(text: str) -> bool:
+    return text.isidentifier() and not keyword.iskeyword(text)
+
+
+@dataclass(frozen=True)
+class _Stitched:
+    """The stitched function inside a loaded signature."""
+
+    concrete: Any
+    call: Any  # the operation that calls it
+    function: Any  # its FunctionDef
+    body: Any  # its nodes as a GraphDef
+    results: tuple[str, ...]  # tensors of the body, one per result
+
+    @staticmethod
+    def of(concrete: Any) -> _Stitched | None:
+        """None when the signature is not one call of a function that holds engine nodes."""
+        graph_def = concrete.graph.as_graph_def()
+        functions = {function.signature.name: function for function in graph_def.library.function}
+        calls = [op for op in concrete.graph.get_operations() if op.type.endswith("PartitionedCall")]
+        function = functions.get(calls[0].get_attr("f").name) if len(calls) == 1 else None
+        if function is None or not any(is_engine(node) for node in function.node_def):
+            return None
+        body, results = gd.function_body(function)
+        body.library.CopyFrom(graph_def.library)
+        return _Stitched(concrete, calls[0], function, body, tuple(results))
+
+    def run(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Import the body into the current graph; the signature's outputs by name."""
+        found = self._imported(values, self.results)
+        return {name: tf.identity(found[index]) for name, index in self._result_of().items()}
+
+    def run_to_cuts(self, values: Mapping[str, Any]) -> dict[str, tuple[list[Any], list[Any]]]:
+        """Import the body; for every island the tensors that enter it and those that leave it."""
+        nodes = {node.name: node for node in self.body.node}
+        engines = [node for node in self.body.node if is_engine(node)]
+        wanted: list[str] = []
+        sizes = []
+        for node in engines:
+            entering = [text if ":" in text else f"{text}:0" for text in node.input[4:] if not text.startswith("^")]
+            count = len(nodes[f"{node.name}_value"].attr["Tout"].list.type)
+            wanted += [*entering, *(f"{node.name}_value:{index}" for index in range(count))]
+            sizes.append((len(entering), count))
+        found = iter([tf.identity(tensor) for tensor in self._imported(values, wanted)])
+        return {
+            node.name: ([next(found) for _ in range(entering)], [next(found) for _ in range(leaving)])
+            for node, (entering, leaving) in zip(engines, sizes, strict=True)
+        }
+
+    def _imported(self, values: Mapping[str, Any], wanted: Sequence[str]) -> list[Any]:
+        graph = tf.compat.v1.get_default_graph()
+        position = {tensor.name: index for index, tensor in enumerate(self.concrete.inputs)}
+        given = len(self.concrete.inputs) - len(self.concrete.captured_inputs)
+        fed = {}
+        for argument, tensor in zip(self.function.signature.input_arg, self.call.inputs, strict=True):
+            index = position[tensor.name]
+            fed[f"{argument.name}:0"] = (
+                values[self._keys()[index]]
+                if index < given
+                else graph.capture(self.concrete.captured_inputs[index - given])
+            )
+        own = [name for name in wanted if name not in fed]
+        found = dict(zip(own, self._import(fed, own), strict=True))
+        return [fed[name] if name in fed else found[name] for name in wanted]
+
+    def _import(self, fed: Mapping[str, Any], wanted: Sequence[str]) -> list[Any]:
+        found: list[Any] = tf.graph_util.import_graph_def(
+            self.body, input_map=fed, return_elements=list(wanted), name=""
+        )
+        return found
+
+    def _keys(self) -> list[str]:
+        """The input's name by its position; a placeholder may be called otherwise when that is no name for a node."""
+        return sorted(self.concrete.structured_input_signature[1])
+
+    def _result_of(self) -> dict[str, int]:
+        """Output name -> which result of the call it is."""
+        found = {}
+        for name, output in zip(sorted(self.concrete.structured_outputs), self.concrete.outputs, strict=True):
+            tensor = output
+            while tensor.op is not self.call:
+                tensor = tensor.op.inputs[0]  # behind an Identity
+            found[name] = tensor.value_index
+        return found
+
+
+def is_engine(node: Any) -> bool:
+    """Whether a NodeDef is an engine node."""
+    return bool(node.op == "PyFunc" and node.attr["token"].s.decode() == TOKEN)

@@ -1,0 +1,87 @@
+"""Small parts of the converters: samples on disk, reports in TF-TRT's words, what is said once."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refimpl import env
+from refimpl.bundle import LeftOp
+from refimpl.recipe import Recipe
+from refimpl.runtime import DISALLOWED
+from refimpl.trt_convert.params import log
+
+if TYPE_CHECKING:
+    from refimpl.trt_convert.inputs import Binder
+
+InputFn = Callable[[], Iterable[Any]]
+
+
+class Home:
+    """A temporary folder that goes when nothing refers to it any more, without a word."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="refimpl-trt-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+def aborted() -> Exception:
+    """TF-TRT's error for an island that would run in TensorFlow although that was forbidden."""
+    import tensorflow as tf
+
+    error: Exception = tf.errors.AbortedError(None, None, DISALLOWED)
+    return error
+
+
+@functools.cache
+def tell_once(text: str) -> None:
+    """Warn of something once per process."""
+    log.warning("%s", text)
+
+
+def default_recipe() -> Recipe:
+    """TF-TRT's narrower set of ops for who asks for it without touching code."""
+    return Recipe(op_set="tf-trt" if env.flag("REFIMPL_TFTRT_OPS", default=False) else "tensorrt")
+
+
+def in_tftrt_words(left: Iterable[LeftOp], denylist: Iterable[str]) -> list[LeftOp]:
+    """The reasons, said as TF-TRT says them where it has words for them."""
+    denied = set(denylist)
+    return [
+        replace(op, reason="Denylisted with the env var TF_TRT_OP_DENYLIST")
+        if op.type in denied and op.reason.startswith("kept in TensorFlow as asked")
+        else op
+        for op in left
+    ]
+
+
+def write_report(path: str, text: str, what: str) -> None:
+    """Write a report to a file; a report that cannot be written is no reason to fail."""
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError:
+        log.error("Failed to open output file: `%s`", path)
+    else:
+        log.warning("%s saved at: `%s`", what, path)
+
+
+@contextlib.contextmanager
+def stored_samples(binder: Binder, input_fn: InputFn | None) -> Iterator[str]:
+    """The samples of an ``input_fn`` as a folder that a recipe can name; "" without one."""
+    if input_fn is None:
+        yield ""
+        return
+    with tempfile.TemporaryDirectory(prefix="refimpl-samples-") as folder:
+        for index, sample in enumerate(binder.samples(input_fn)):
+            arrays: dict[str, Any] = {name: np.asarray(value) for name, value in sample.items()}
+            np.savez(Path(folder) / f"{index:06d}.npz", **arrays)
+        yield folder

@@ -15,7 +15,7 @@ from refimpl.errors import RecipeError
 ENGINES = ("onnxruntime", "tensorrt")
 PRECISIONS = ("fp32",)
 PROFILES = ("range", "optimal", "range+optimal", "implicit-batch")
-OP_SETS = ("tensorrt", "tf-trt")
+OP_SETS = ("tensorrt", "tf-trt", "tf-trt-implicit")
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -39,7 +39,8 @@ class Recipe:
         verify: run every island against the TensorFlow ops it replaces before it ships.
         workspace_bytes: memory that TensorRT may use while it builds; 0 leaves the choice to TensorRT.
         tf32: let TensorRT's FP32 engines round their operands to TF32 on GPUs that can, and accept answers that loose.
-        op_set: ``tensorrt`` converts what today's TensorRT takes; ``tf-trt`` only what TF-TRT took of it.
+        op_set: ``tensorrt`` converts what today's TensorRT takes; ``tf-trt`` only what TF-TRT took of it in dynamic
+            shape mode, ``tf-trt-implicit`` in implicit batch mode.
         max_cached_engines: how many TensorRT engines that were built while the bundle ran an island may keep.
         build_at_runtime: build a TensorRT engine for shapes that no stored one takes, where TensorRT can execute.
     """

@@ -140,6 +140,8 @@ def recipe_for(
         "build_at_runtime": True,  # the user's choice is stamped by save(), as in TF-TRT
         "tf32": base.tf32 or tf32,
     }
+    if base.op_set != "tensorrt":
+        changes["op_set"] = "tf-trt" if strategy else "tf-trt-implicit"
     mode = params.precision_mode.lower()
     if mode != "fp32":
         changes["precision"] = mode

@@ -20,7 +20,7 @@ from refimpl import trt_convert as ours
 from refimpl.recipe import Recipe
 
 NATIVE = "TF_TRT_ALLOW_ENGINE_NATIVE_SEGMENT_EXECUTION"
-with mock.patch.dict(os.environ), mock.patch.object(_pywrap_py_utils, "is_tensorrt_enabled", lambda: True):
+with mock.patch.dict(os.environ), mock.patch.object(_pywrap_py_utils, "is_tensorrt_enabled", return_value=True):
     from tensorflow.python.compiler.tensorrt.test import tf_trt_integration_test_base as base
 
 base.trt_convert = ours
@@ -41,12 +41,12 @@ class Base(base.TfTrtIntegrationTestBase):
         patched.start()
         self.addCleanup(patched.stop)
 
-    def ShouldRunTest(self, run_params):  # noqa: N802  TF-TRT's name
+    def ShouldRunTest(self, run_params):  # TF-TRT's name
         if run_params.precision_mode.lower() not in recipe.PRECISIONS:
             return False, f"no {run_params.precision_mode} here"
         return super().ShouldRunTest(run_params)
 
-    def _CreateConverter(self, run_params, saved_model_dir, conversion_params):  # noqa: N802
+    def _CreateConverter(self, run_params, saved_model_dir, conversion_params):
         self.converter = ours.TrtGraphConverterV2(
             input_saved_model_dir=saved_model_dir,
             use_dynamic_shape=run_params.dynamic_shape,
@@ -56,7 +56,7 @@ class Base(base.TfTrtIntegrationTestBase):
         )
         return self.converter
 
-    def _GetGraphDef(self, run_params, gdef_or_saved_model_dir):  # noqa: N802
+    def _GetGraphDef(self, run_params, gdef_or_saved_model_dir):
         return as_tftrt(super()._GetGraphDef(run_params, gdef_or_saved_model_dir))
 
 

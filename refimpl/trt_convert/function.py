@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from refimpl.converter import graphdefs as gd
+from refimpl.converter.stitch import identifier
 from refimpl.runtime import TOKEN
 from refimpl.specs import Shape, Signature
 
@@ -68,13 +69,13 @@ def _shape(shape: Shape) -> list[int | None] | None:
 
 
 def _concrete(body: Callable[[Mapping[str, Any]], Any], specs: Mapping[str, Any]) -> Any:
-    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in specs if _is_name(name)]
-    if len(parameters) != len(specs):  # some name is no Python identifier: keywords only
-        return tf.function(lambda **values: body(values), autograph=False).get_concrete_function(**specs)
-    signature = inspect.Signature(parameters)
+    """A concrete function of a body; what cannot be a parameter's name in Python gets underscores, as in TensorFlow."""
+    names = {name if _is_name(name) else f"arg_{identifier(name)}": name for name in specs}
+    signature = inspect.Signature([inspect.Parameter(item, inspect.Parameter.POSITIONAL_OR_KEYWORD) for item in names])
 
     def converted(*args: Any, **kwargs: Any) -> Any:
-        return body(signature.bind(*args, **kwargs).arguments)
+        bound = signature.bind(*args, **kwargs).arguments
+        return body({names[name]: value for name, value in bound.items()})
 
     converted.__signature__ = signature  # type: ignore[attr-defined]
     return tf.function(converted, autograph=False).get_concrete_function(*specs.values())
@@ -130,24 +131,36 @@ class _Stitched:
         }
 
     def _imported(self, values: Mapping[str, Any], wanted: Sequence[str]) -> list[Any]:
-        graph = tf.compat.v1.get_default_graph()
-        position = {tensor.name: index for index, tensor in enumerate(self.concrete.inputs)}
-        given = len(self.concrete.inputs) - len(self.concrete.captured_inputs)
-        fed = {}
-        for argument, tensor in zip(self.function.signature.input_arg, self.call.inputs, strict=True):
-            index = position[tensor.name]
-            fed[f"{argument.name}:0"] = (
-                values[self._keys()[index]]
-                if index < given
-                else graph.capture(self.concrete.captured_inputs[index - given])
-            )
+        arguments = [argument.name for argument in self.function.signature.input_arg]
+        fed = {f"{name}:0": tensor for name, tensor in zip(arguments, self._arguments(values), strict=True)}
         own = [name for name in wanted if name not in fed]
-        found = dict(zip(own, self._import(fed, own), strict=True))
+        found = dict(zip(own, self._import(self.body, fed, own), strict=True))
         return [fed[name] if name in fed else found[name] for name in wanted]
 
-    def _import(self, fed: Mapping[str, Any], wanted: Sequence[str]) -> list[Any]:
+    def _arguments(self, values: Mapping[str, Any]) -> list[Any]:
+        """What the body is called with: inputs, state, and in TF1 models what is computed from state (its path)."""
+        graph = tf.compat.v1.get_default_graph()
+        given = len(self.concrete.inputs) - len(self.concrete.captured_inputs)
+        known = {
+            tensor.name: values[self._keys()[index]]
+            if index < given
+            else graph.capture(self.concrete.captured_inputs[index - given])
+            for index, tensor in enumerate(self.concrete.inputs)
+        }
+        computed = [tensor.name for tensor in self.call.inputs if tensor.name not in known]
+        if computed:
+            before = tf.compat.v1.graph_util.extract_sub_graph(
+                self.concrete.graph.as_graph_def(), [name.split(":")[0] for name in computed]
+            )
+            names = {node.name for node in before.node}
+            fed = {name: value for name, value in known.items() if name.split(":")[0] in names}
+            known.update(zip(computed, self._import(before, fed, computed), strict=True))
+        return [known[tensor.name] for tensor in self.call.inputs]
+
+    @staticmethod
+    def _import(graph_def: Any, fed: Mapping[str, Any], wanted: Sequence[str]) -> list[Any]:
         found: list[Any] = tf.graph_util.import_graph_def(
-            self.body, input_map=fed, return_elements=list(wanted), name=""
+            graph_def, input_map=fed, return_elements=list(wanted), name=""
         )
         return found
 

@@ -19,6 +19,7 @@ from refimpl.trt_convert.params import (
     get_tensorrt_rewriter_config,
     supported_profile_strategies,
 )
+from refimpl.trt_convert.v1 import TrtGraphConverter, create_inference_graph
 
 # The names under tf.experimental.tensorrt.
 Converter = TrtGraphConverterV2
@@ -34,8 +35,10 @@ __all__ = [
     "ConversionParams",
     "Converter",
     "TrtConversionParams",
+    "TrtGraphConverter",
     "TrtGraphConverterV2",
     "TrtPrecisionMode",
+    "create_inference_graph",
     "get_tensorrt_rewriter_config",
     "supported_profile_strategies",
 ]

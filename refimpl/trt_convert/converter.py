@@ -30,7 +30,7 @@ from refimpl.trt_convert.support import (
     aborted,
     default_recipe,
     in_tftrt_words,
-    stored_samples,
+    samples_folder,
     tell_once,
     write_report,
 )
@@ -179,7 +179,7 @@ class TrtGraphConverterV2:
         folder = home.path / "bundle"
         # Engines of TensorRT are built by build(), from the shapes that it is shown.
         kinds = tuple(kind for kind in recipe.engines if kind != "tensorrt")
-        with stored_samples(self._binder, input_fn) as calibration:
+        with samples_folder(self._binder.samples(input_fn) if input_fn else ()) as calibration:
             changed = replace(recipe, engines=kinds, calibration=calibration or recipe.calibration)
             refimpl.convert(str(self._input_saved_model_dir), folder, changed)
         artifact.expect_engines(folder)

@@ -7,10 +7,10 @@ import functools
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +19,6 @@ from refimpl.bundle import LeftOp
 from refimpl.recipe import Recipe
 from refimpl.runtime import DISALLOWED
 from refimpl.trt_convert.params import log
-
-if TYPE_CHECKING:
-    from refimpl.trt_convert.inputs import Binder
 
 InputFn = Callable[[], Iterable[Any]]
 
@@ -75,13 +72,11 @@ def write_report(path: str, text: str, what: str) -> None:
 
 
 @contextlib.contextmanager
-def stored_samples(binder: Binder, input_fn: InputFn | None) -> Iterator[str]:
-    """The samples of an ``input_fn`` as a folder that a recipe can name; "" without one."""
-    if input_fn is None:
-        yield ""
-        return
+def samples_folder(samples: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Samples as a folder that a recipe can name; "" when there are none."""
     with tempfile.TemporaryDirectory(prefix="refimpl-samples-") as folder:
-        for index, sample in enumerate(binder.samples(input_fn)):
+        count = 0
+        for count, sample in enumerate(samples, 1):
             arrays: dict[str, Any] = {name: np.asarray(value) for name, value in sample.items()}
-            np.savez(Path(folder) / f"{index:06d}.npz", **arrays)
-        yield folder
+            np.savez(Path(folder) / f"{count:06d}.npz", **arrays)
+        yield folder if count else ""

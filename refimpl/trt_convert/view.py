@@ -30,17 +30,22 @@ def converted_graph(folder: Path, manifest: Manifest, record: SignatureRecord, c
         concrete: its function in this process, for signatures that were not converted.
     """
     meta_graph = read_meta_graph(folder, manifest.tags)
-    functions = {item.signature.name: item for item in meta_graph.graph_def.library.function}
-    name = f"refimpl_{manifest.bundle_id}_{identifier(record.signature.key)}"
-    if name not in functions:
+    function = stitched_function(meta_graph, manifest, record)
+    if function is None:
         graph_def = concrete.graph.as_graph_def()
         fetches = [tensor.name for tensor in concrete.outputs]
         return tf_private.inline_functions(graph_def, [tensor.name for tensor in concrete.inputs], fetches)
     inputs = {index: spec.name for index, spec in enumerate(record.signature.inputs)}  # they come first
-    last = len(functions[name].signature.input_arg) - 1
-    graph_def, _ = gd.function_body(functions[name], {**inputs, last: ASSET_ARG})
+    last = len(function.signature.input_arg) - 1
+    graph_def, _ = gd.function_body(function, {**inputs, last: ASSET_ARG})
     graph_def.library.CopyFrom(meta_graph.graph_def.library)
     return graph_def
+
+
+def stitched_function(meta_graph: Any, manifest: Manifest, record: SignatureRecord) -> Any:
+    """The FunctionDef of a converted signature, or None when nothing of it was converted."""
+    name = f"refimpl_{manifest.bundle_id}_{identifier(record.signature.key)}"
+    return next((item for item in meta_graph.graph_def.library.function if item.signature.name == name), None)
 
 
 def set_attributes(graph_def: Any, **values: str | int | bool) -> None:

@@ -3,6 +3,7 @@
 Flags, each ``0`` or ``1``:
 
     REFIMPL_TF_LOGS    1 shows TensorFlow's own start-up messages and warnings; 0 (the default) its errors only
+    REFIMPL_TFTRT_OPS  1 lets refimpl.trt_convert keep to the ops that TF-TRT took; 0 (the default) takes more
 
 Nothing here imports TensorFlow or another vendor's library.
 """

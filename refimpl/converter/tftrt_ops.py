@@ -298,13 +298,13 @@ def _top_k(seen: _Seen) -> str:
 def _arg_extreme(seen: _Seen) -> str:
     if seen.op.outputs[0].dtype != "int32":
         return f"Output type {seen.op.outputs[0].dtype} is not supported"
-    return _constant_axis(seen, 1)
+    return _constant_axis(seen)
 
 
-def _constant_axis(seen: _Seen, index: int, name: str = "axis") -> str:
-    axes = seen.value(index)
+def _constant_axis(seen: _Seen) -> str:
+    axes = seen.value(1)
     if axes is None:
-        return f'The input "{name}" for {seen.op.type} must be a constant'
+        return f'The input "axis" for {seen.op.type} must be a constant'
     return _BATCH if seen.implicit and 0 in [seen.axis(int(axis)) for axis in axes.reshape(-1)] else ""
 
 
@@ -359,10 +359,6 @@ def _unary(seen: _Seen) -> str:
     return "" if seen.rank() else "At least 1 dimension is required for UNARY operation"
 
 
-def _reduction(seen: _Seen) -> str:
-    return _constant_axis(seen, 1)
-
-
 def _suppression(seen: _Seen) -> str:
     if seen.implicit:
         return _explicit_only(seen)
@@ -378,7 +374,7 @@ _CHECKS: dict[str, Callable[[_Seen], str]] = {
     **dict.fromkeys("FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3".split(), _normalisation),
     **dict.fromkeys(["ResizeBilinear", "ResizeNearestNeighbor"], _resize),
     **dict.fromkeys(_UNARY, _unary),
-    **dict.fromkeys(_REDUCTIONS, _reduction),
+    **dict.fromkeys(_REDUCTIONS, _constant_axis),
     **dict.fromkeys(["ArgMax", "ArgMin"], _arg_extreme),
     **dict.fromkeys(["Shape", "Fill", "Range"], _explicit_only),
     "Cast": _cast,

@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from refimpl import trt_convert as trt
+from refimpl.bundle import EngineRecord
+
 _FOLDER = tempfile.TemporaryDirectory(prefix="refimpl-test-tftrt-")
 
 
@@ -82,3 +85,25 @@ def assert_same(got: Mapping[str, object], want: Mapping[str, np.ndarray]) -> No
     assert set(got) == set(want)
     for name, value in want.items():
         np.testing.assert_allclose(np.asarray(got[name]), value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+DIGITS, TWO = saved_model("digits"), saved_model("two")
+RNG = np.random.default_rng(0)
+QUERY, KEY = RNG.random((2, 3, 6), np.float32), RNG.random((2, 5, 6), np.float32)
+
+
+def converter(model: Path = DIGITS, **options: object) -> trt.TrtGraphConverterV2:
+    """A converter of a model."""
+    return trt.TrtGraphConverterV2(input_saved_model_dir=str(model), **options)
+
+
+def converted(model: Path = DIGITS, **options: object) -> trt.TrtGraphConverterV2:
+    """A converter that has converted."""
+    made = converter(model, **options)
+    made.convert()
+    return made
+
+
+def tensorrt_records(made: trt.TrtGraphConverterV2) -> list[EngineRecord]:
+    """The records of TensorRT engines, one per island."""
+    return [engine for island in made._manifest.islands for engine in island.engines if engine.kind == "tensorrt"]

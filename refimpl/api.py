@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from refimpl import env
 from refimpl.bundle import IDLE_OPS, LeftOp
@@ -33,7 +33,12 @@ def _silent(line: str) -> None:
 
 
 def convert(
-    saved_model: StrPath, bundle: StrPath, recipe: Recipe | None = None, *, tell: Callable[[str], None] | None = None
+    saved_model: StrPath,
+    bundle: StrPath,
+    recipe: Recipe | None = None,
+    *,
+    tell: Callable[[str], None] | None = None,
+    samples: Callable[[], Iterable[Mapping[str, Any]]] | Sequence[Mapping[str, Any]] | None = None,
 ) -> Manifest:
     """Convert a SavedModel into a bundle: its supported parts in engines, the rest in TensorFlow.
 
@@ -42,6 +47,9 @@ def convert(
         bundle: directory to make; it must not exist.
         recipe: every choice; the default converts ``serving_default`` in FP32 for the embedded engine.
         tell: receives a line whenever a stage begins.
+        samples: real inputs to verify, to profile and to calibrate with: a function that yields dicts of arrays by
+            input name (a batch each), or a sequence of such dicts. It is read more than once, one batch at a time.
+            None takes what ``recipe.calibration`` names.
 
     Returns:
         The bundle's manifest: islands, what stayed in TensorFlow and why, versions, timings.
@@ -55,7 +63,7 @@ def convert(
     env.require_tensorflow()
     from refimpl.converter import pipeline
 
-    return pipeline.convert(Path(saved_model), Path(bundle), recipe or Recipe(), tell or _silent)
+    return pipeline.convert(Path(saved_model), Path(bundle), recipe or Recipe(), tell or _silent, samples)
 
 
 def explain(

@@ -20,11 +20,12 @@ from typing import Any
 from refimpl.errors import BundleError, RecipeError
 from refimpl.specs import Signature, TensorSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FOLDER = "refimpl"
 MANIFEST = f"{FOLDER}/manifest.json"
 ASSET = "refimpl_bundle.json"  # in assets/: TensorFlow hands its path to every engine node
 POINTER = f"assets/{ASSET}"
+CALIBRATION = f"{FOLDER}/calibration.json"  # the ranges that int8 was made with
 WEIGHTS_SUFFIX = ".data"  # after the name of an ONNX file, when its weights are too large to lie in it
 # Ops that compute nothing; they count neither as converted nor as left.
 IDLE_OPS = frozenset(["Identity", "IdentityN", "NoOp", "Snapshot", "StopGradient"])
@@ -64,6 +65,8 @@ class IslandRecord:
     precision: str
     verified: str  # how; "" when it was not
     notes: tuple[str, ...] = ()
+    layers: tuple[tuple[str, str, str, str], ...] = ()  # (ONNX node, op type, precision, why not what was asked for)
+    accuracy: Mapping[str, float] | None = None  # against TensorFlow, of an island made less precise
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -77,6 +80,8 @@ class IslandRecord:
             "precision": self.precision,
             "verified": self.verified,
             "notes": list(self.notes),
+            "layers": [list(item) for item in self.layers],
+            "accuracy": self.accuracy,
         }
 
     @staticmethod
@@ -92,6 +97,8 @@ class IslandRecord:
             precision=data["precision"],
             verified=data["verified"],
             notes=tuple(data["notes"]),
+            layers=tuple((name, op, precision, reason) for name, op, precision, reason in data["layers"]),
+            accuracy=data["accuracy"],
         )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 from refimpl import __version__, env
+from refimpl.cli_calibration import calibration
 from refimpl.cli_convert import convert, explain, inspect, run
 from refimpl.cli_oracle import check, record
 from refimpl.doctor import doctor
@@ -34,7 +35,7 @@ def group(*, verbose: bool, quiet: bool) -> None:
     env.quiet_tensorflow()
 
 
-for command in (convert, explain, inspect, run, record, check, doctor):
+for command in (convert, explain, inspect, run, record, check, calibration, doctor):
     group.add_command(command)
 
 

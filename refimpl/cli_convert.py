@@ -17,7 +17,7 @@ from rich.console import Console
 
 from refimpl import env
 from refimpl.errors import RecipeError
-from refimpl.recipe import ENGINES, PRECISIONS, PROFILES, Recipe, load_recipe, parse_shape, recipe_with
+from refimpl.recipe import CALIBRATORS, ENGINES, PRECISIONS, PROFILES, Recipe, load_recipe, parse_shape, recipe_with
 
 _PATH = click.Path(path_type=Path)
 
@@ -102,6 +102,47 @@ def _planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _precision_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of ``convert`` that decide what engines compute in."""
+    options = [
+        click.option(
+            "--precision", type=click.Choice(PRECISIONS), help="What the engines compute in.  [default: fp32]"
+        ),
+        click.option(
+            "--keep-fp32",
+            multiple=True,
+            metavar="OP|NODE",
+            help="Op type or node name (patterns allowed) that computes in float32 whatever the precision.",
+        ),
+        click.option(
+            "--calibrator", type=click.Choice(CALIBRATORS), help="How int8 ranges are made.  [default: entropy]"
+        ),
+        click.option("--percentile", type=float, help="Share of values, in %, for that calibrator.  [default: 99.99]"),
+        click.option("--calibration-table", metavar="FILE", help="Int8 ranges of an earlier calibration, used again."),
+        click.option("--save-calibration", type=_PATH, help="Write the int8 ranges to this new file, too."),
+        click.option("--no-calibration", is_flag=True, help="Int8 ranges from the model's own fake-quantization ops."),
+        click.option("--max-drop", metavar="0.5%", help="With --precision auto: what the metric may lose.  [0.5%]"),
+        click.option(
+            "--metric",
+            metavar="agreement|top1|MOD:FN",
+            help="With --precision auto: what is measured, on the samples of --calibration.  [default: agreement]",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _share(text: str | None) -> float | None:
+    """``0.5%`` or ``0.005``."""
+    if text is None:
+        return None
+    try:
+        return float(text.removesuffix("%")) / (100.0 if text.endswith("%") else 1.0)
+    except ValueError:
+        raise RecipeError(f"--max-drop {text!r} is no share", hint="give 0.5% or 0.005") from None
+
+
 def _recipe(recipe_file: Path | None, **given: Any) -> Recipe:
     base = load_recipe(recipe_file) if recipe_file else Recipe()
     if given.get("tags"):
@@ -116,7 +157,7 @@ def _recipe(recipe_file: Path | None, **given: Any) -> Recipe:
 @click.argument("saved_model", type=_PATH)
 @click.argument("bundle", type=_PATH)
 @_planning_options
-@click.option("--precision", type=click.Choice(PRECISIONS), help="What the engines compute in.  [default: fp32]")
+@_precision_options
 @click.option(
     "--engine",
     "engines",
@@ -132,7 +173,11 @@ def _recipe(recipe_file: Path | None, **given: Any) -> Recipe:
     help="Concrete shape of an input; repeat it to span a range.",
 )
 @click.option("--profile", type=click.Choice(PROFILES), help="How shapes become TensorRT profiles.  [default: range]")
-@click.option("--calibration", metavar="FILE.npz|DIR|MOD:FN", help="Real samples to verify and to profile with.")
+@click.option(
+    "--calibration",
+    metavar="FILE.npz|DIR|MOD:FN",
+    help="Real samples to verify, to profile and to calibrate int8 with: one batch per file, or per dict yielded.",
+)
 @click.option("--tf32", is_flag=True, default=None, help="Let TensorRT round FP32 products to TF32: looser answers.")
 @click.option(
     "--no-verify", is_flag=True, help="Do not compare islands with TensorFlow. The bundle is marked UNVERIFIED."
@@ -142,6 +187,9 @@ def convert(
     saved_model: Path,
     bundle: Path,
     no_verify: bool,
+    no_calibration: bool,
+    max_drop: str | None,
+    save_calibration: Path | None,
     as_json: bool,
     recipe_file: Path | None,
     **options: Any,
@@ -151,12 +199,36 @@ def convert(
     """
     import refimpl
 
-    recipe = _recipe(recipe_file, verify=False if no_verify else None, **options)
+    recipe = _recipe(
+        recipe_file,
+        verify=False if no_verify else None,
+        use_calibration=False if no_calibration else None,
+        max_drop=_share(max_drop),
+        **options,
+    )
+    _check_new(save_calibration)
     if no_verify:
         click.echo("warning: --no-verify: nothing proves that the engines give TensorFlow's answers", err=True)
     with progress() as tell:
         manifest = refimpl.convert(saved_model, bundle, recipe, tell=tell)
+    if save_calibration is not None:
+        _save_calibration(bundle, save_calibration)
     _show_manifest(manifest, bundle, as_json=as_json)
+
+
+def _check_new(file: Path | None) -> None:
+    if file is not None and file.exists():
+        raise RecipeError(f"{file} exists already", hint="choose another name; nothing is ever overwritten")
+
+
+def _save_calibration(folder: Path, target: Path) -> None:
+    from refimpl import calibration
+    from refimpl.bundle import CALIBRATION
+
+    if not (folder / CALIBRATION).is_file():
+        click.echo("warning: nothing was calibrated, so there are no ranges to save", err=True)
+        return
+    calibration.save(calibration.load(folder / CALIBRATION), target)
 
 
 @click.command()
@@ -225,8 +297,7 @@ def run(
     fixed = dict(map(parse_shape, shapes))
     if fixed and inputs != "random":
         raise RecipeError("--shape is for --inputs random", hint="the arrays of a file have shapes of their own")
-    if output is not None and output.exists():
-        raise RecipeError(f"{output} exists already", hint="choose another name; nothing is ever overwritten")
+    _check_new(output)
     with contextlib.redirect_stdout(sys.stderr):
         env.require_tensorflow()
         loaded = refimpl.load(bundle, engines=engines or None)

@@ -29,7 +29,7 @@ def disagreement(want: Array, got: Array, tolerance: Tolerance) -> str:
         return "; ".join(f"{name} part: {why}" for name, a, b in parts if (why := disagreement(a, b, tolerance)))
     if not _is_float(want):
         wrong = int(np.sum(want != got))
-        return f"{wrong} of {want.size} elements differ" if wrong else ""
+        return f"{wrong} of {want.size} elements differ" if wrong > tolerance.flips * want.size else ""
     return _float_disagreement(want.astype(np.float64), got.astype(np.float64), tolerance)
 
 

@@ -13,7 +13,9 @@ from typing import Any
 from refimpl.errors import RecipeError
 
 ENGINES = ("onnxruntime", "tensorrt")
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "auto")
+CALIBRATORS = ("entropy", "minmax", "percentile")
+METRICS = ("agreement", "top1")  # or package.module:function
 PROFILES = ("range", "optimal", "range+optimal", "implicit-batch")
 OP_SETS = ("tensorrt", "tf-trt", "tf-trt-implicit")
 
@@ -28,7 +30,9 @@ class Recipe:
         signatures: keys of the signatures to convert; empty means ``serving_default``, or the only one there is. ``*``
             means all of them. Signatures that are not converted stay in the bundle as they are.
         tags: tags of the meta graph; empty means ``serve``, or the only meta graph there is.
-        precision: what the engines compute in.
+        precision: what the engines compute in. ``fp16`` and ``bf16`` keep in float32 what does not stand it; ``int8``
+            quantizes what TensorRT runs in int8 and computes other products in float16; ``auto`` takes the fastest
+            that costs no more than ``max_drop``.
         engines: kinds of engines to store. The embedded ``onnxruntime`` engine is always there.
         min_segment_size: an island of fewer TensorFlow ops stays in TensorFlow.
         max_engines: keep only this many islands, the largest; 0 means no limit.
@@ -39,6 +43,15 @@ class Recipe:
         verify: run every island against the TensorFlow ops it replaces before it ships.
         workspace_bytes: memory that TensorRT may use while it builds; 0 leaves the choice to TensorRT.
         tf32: let TensorRT's FP32 engines round their operands to TF32 on GPUs that can, and accept answers that loose.
+        keep_fp32: ONNX or TensorFlow op types and node names (``fnmatch`` patterns) that compute in float32 whatever
+            the precision.
+        calibrator: how int8 ranges are made from what calibration saw: ``entropy``, ``minmax`` or ``percentile``.
+        percentile: for that calibrator, the share of values (in %) that a range must hold.
+        use_calibration: with int8, calibrate; when False, ranges come from the model's own fake-quantization ops.
+        calibration_table: a file of ranges from an earlier calibration; nothing is calibrated then.
+        max_drop: for ``auto``, how far the metric may fall below TensorFlow's (0.005 is half a percentage point).
+        metric: for ``auto``: ``agreement`` (1 minus the relative error), ``top1`` (share of rows with TensorFlow's
+            largest output), or ``package.module:function`` of ``(outputs, sample)``, which may use labels.
         op_set: ``tensorrt`` converts what today's TensorRT takes; ``tf-trt`` only what TF-TRT took of it in dynamic
             shape mode, ``tf-trt-implicit`` in implicit batch mode.
         max_cached_engines: how many TensorRT engines that were built while the bundle ran an island may keep.
@@ -58,12 +71,26 @@ class Recipe:
     verify: bool = True
     workspace_bytes: int = field(default=0)
     tf32: bool = False
+    keep_fp32: tuple[str, ...] = ()
+    calibrator: str = "entropy"
+    percentile: float = 99.99
+    use_calibration: bool = True
+    calibration_table: str = ""
+    max_drop: float = 0.005
+    metric: str = "agreement"
     op_set: str = "tensorrt"
     max_cached_engines: int = 1
     build_at_runtime: bool = False
 
     def __post_init__(self) -> None:
         _one_of("precision", (self.precision,), PRECISIONS)
+        _one_of("calibrator", (self.calibrator,), CALIBRATORS)
+        if ":" not in self.metric:
+            _one_of("metric", (self.metric,), (*METRICS, "package.module:function"))
+        if not 50.0 <= self.percentile <= 100.0:
+            raise RecipeError(f"percentile is {self.percentile}", hint="give a number from 50 to 100, such as 99.99")
+        if not 0.0 <= self.max_drop < 1.0:
+            raise RecipeError(f"max_drop is {self.max_drop}", hint="give a share from 0 to 1, or a percentage: 0.5%")
         _one_of("engine", self.engines, ENGINES)
         _one_of("profile", (self.profile,), PROFILES)
         _one_of("op_set", (self.op_set,), OP_SETS)
@@ -144,6 +171,8 @@ def _typed(value: Any, key: str, kind: type, source: str) -> Any:
         if isinstance(value, list | tuple) and all(type(item) is str for item in value):
             return tuple(value)
         raise RecipeError(f"{source}: {key} is {value!r}", hint="expected a list of strings")
+    if kind is float and type(value) is int:
+        return float(value)
     if type(value) is not kind:
         raise RecipeError(f"{source}: {key} is {value!r}", hint=f"expected {kind.__name__}")
     return value

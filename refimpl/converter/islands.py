@@ -1,18 +1,26 @@
-"""Make one island: lower it clean, verify it against TensorFlow, build its engines; or say which ops must leave it."""
+"""Make one island: lower it clean and verify it against TensorFlow, later build its engines.
+
+Or say which ops must leave it. In between, its precision may be lowered (:mod:`refimpl.converter.precision.refine`).
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from refimpl import engines
 from refimpl.artifacts import Array
-from refimpl.converter import lower, verify
+from refimpl.converter import fake_quant, lower, verify
+from refimpl.converter.fake_quant_exact import TYPES as FAKE_QUANT
 from refimpl.converter.lower import OpGraph
 from refimpl.converter.native import NativeGraph
+from refimpl.converter.precision.accuracy import Accuracy
+from refimpl.converter.precision.assigned import Assigned
 from refimpl.converter.verify import Evidence, Finding
 from refimpl.engines import BuildOptions, Profile, onnxruntime
 from refimpl.errors import BuildError, RefimplError, first_line
@@ -20,6 +28,46 @@ from refimpl.profiles import profiles_for
 from refimpl.recipe import Recipe
 
 UNVERIFIED = Finding()
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """An island in the model's own precision, verified against TensorFlow; no engine built yet.
+
+    Attributes:
+        ops: its TensorFlow ops.
+        entering: cut tensors that enter.
+        leaving: cut tensors that leave.
+        model: its ONNX file.
+        precision: row of the tolerance table: ``"fp32"``, ``"half"`` where the model itself computes in float16, or
+            ``"quantized"`` where it rounds to steps of its own.
+        whole: what TensorFlow makes of whole-model samples here.
+        probes: what TensorFlow makes of values drawn at the cut.
+        finding: the outcome of the comparison.
+        notes: sentences for the report.
+    """
+
+    ops: tuple[str, ...]
+    entering: tuple[str, ...]
+    leaving: tuple[str, ...]
+    model: Path
+    precision: str
+    whole: tuple[Evidence, ...]
+    probes: tuple[Evidence, ...]
+    finding: Finding
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """The form of an island that engines are built from: the float32 one, or one rewritten for a lower precision."""
+
+    model: Path
+    precision: str
+    finding: Finding
+    notes: tuple[str, ...] = ()
+    layers: tuple[Assigned, ...] = ()
+    accuracy: Accuracy | None = None
 
 
 @dataclass(frozen=True)
@@ -41,9 +89,7 @@ class Island:
     entering: tuple[str, ...]
     leaving: tuple[str, ...]
     built: tuple[Built, ...]
-    finding: Finding
-    precision: str
-    notes: tuple[str, ...]
+    shipped: Shipped
 
 
 @dataclass(frozen=True)
@@ -80,46 +126,99 @@ class IslandMaker:
         self._seen, self._profile_seen = seen, profile_seen
         self._count = 0
 
-    def make(self, ops: tuple[str, ...]) -> Island | Rejection:
-        """Lower, verify and build; every failure ends in a :class:`Rejection` that names ops and reasons."""
+    def lower(self, ops: tuple[str, ...]) -> Lowered | Rejection:
+        """Lower and verify; every failure ends in a :class:`Rejection` that names ops and reasons."""
         _, entering, leaving = lower.subgraph_nodes(self._graph, ops, marked=False)
         if not leaving:
             return Rejection(dict.fromkeys(ops, "nothing outside its island reads it"))
-        evidence = self._evidence(entering, leaving)
-        model, finding, notes = self._model(ops, leaving, evidence)
+        whole, probes = self._evidence(entering, leaving)
+        model, finding, notes = self._model(ops, leaving, [*whole, *probes])
         if finding.problem:
             return Rejection(self._blame(ops, finding.problem, self._problem_of))
-        precision = self._precision(ops)
-        built = [Built(onnxruntime.NAME, model, onnxruntime.version(), precision, ())]
-        for kind in self._recipe.engines:
-            if kind == onnxruntime.NAME:
-                continue
-            try:
-                built.append(self._build(kind, model, precision, entering, evidence))
-            except BuildError as error:
-                reasons = self._blame(ops, error.message, lambda part, kind=kind: self._build_problem(kind, part))  # type: ignore[misc]
-                return Rejection({op: f"{kind} cannot build it: {why}" for op, why in reasons.items()})
-        return Island(ops, tuple(entering), tuple(leaving), tuple(built), finding, precision, tuple(notes))
+        return Lowered(
+            ops,
+            tuple(entering),
+            tuple(leaving),
+            model,
+            self._precision(ops),
+            tuple(whole),
+            tuple(probes),
+            finding,
+            tuple(notes),
+        )
 
-    def _evidence(self, entering: Sequence[str], leaving: Sequence[str]) -> list[Evidence]:
+    def build(self, island: Lowered, forms: Iterable[Shipped]) -> Island | Rejection:
+        """Build the engines of the first form that can be built; when none can, blame ops of the last, the float32 one.
+
+        Args:
+            island: the island.
+            forms: what may ship, best first; the last one is the island as it was lowered.
+        """
+        said: tuple[str, ...] = ()
+        for form in forms:
+            try:
+                built = tuple(self._engines(island, form))
+            except BuildError as error:
+                said = (*said, f"no {form.precision} engine could be built: {error.message}")
+                continue
+            shipped = replace(form, notes=(*form.notes, *said))
+            return Island(island.ops, island.entering, island.leaving, built, shipped)
+        return self._blamed_for_build(island)
+
+    def _engines(self, island: Lowered, form: Shipped) -> Iterator[Built]:
+        yield Built(onnxruntime.NAME, form.model, onnxruntime.version(), form.precision, ())
+        for kind in self._recipe.engines:
+            if kind != onnxruntime.NAME:
+                evidence = [*island.whole, *island.probes]
+                yield self._build(kind, form.model, form.precision, island.entering, evidence)
+
+    def _blamed_for_build(self, island: Lowered) -> Rejection:
+        for kind in self._recipe.engines:
+            if kind != onnxruntime.NAME and (problem := self._build_problem(kind, island.ops)):
+                reasons = self._blame(
+                    island.ops,
+                    problem,
+                    lambda part, kind=kind: self._build_problem(kind, part),  # type: ignore[misc]
+                )
+                return Rejection({op: f"{kind} cannot build it: {why}" for op, why in reasons.items()})
+        return Rejection(dict.fromkeys(island.ops, "its engines could not be built"))
+
+    def quantized(self, ops: Sequence[str]) -> Path:
+        """The island's ONNX with the model's own fake quantization as Q/DQ pairs.
+
+        Raises:
+            BuildError: it cannot be lowered so.
+        """
+        model, weights = lower.to_onnx(self._graph, ops, marked=False, quantized=True)
+        self._count += 1
+        file = self._folder / f"{self._count}.onnx"
+        onnxruntime.optimize(model, weights, file)
+        model = onnx.load(file)
+        fake_quant.tidy_pairs(model)
+        onnxruntime.save(model, file)
+        return file
+
+    def _evidence(self, entering: Sequence[str], leaving: Sequence[str]) -> tuple[list[Evidence], list[Evidence]]:
+        """From whole-model samples, and drawn at the cut."""
         if not self._recipe.verify:
-            return []
+            return [], []
         whole = [
             Evidence(f"whole-model sample {index}", tuple(item[t] for t in entering), tuple(item[t] for t in leaving))
             for index, item in enumerate(self._seen)
         ]
-        return [*whole, *verify.cut_probes(self._graph, self._native, entering, leaving, self._seen)]
+        return whole, verify.cut_probes(self._graph, self._native, entering, leaving, self._seen)
 
     def _model(
         self, ops: Sequence[str], leaving: Sequence[str], evidence: Sequence[Evidence]
     ) -> tuple[Path, Finding, list[str]]:
         """The island's ONNX file: cleaned up if that agrees with TensorFlow, plain if only the plain one does."""
         self._count += 1
-        file = self._folder / f"{self._count}.onnx"
+        suffix = onnxruntime.HALF_SUFFIX if self._precision(ops) == "half" else onnxruntime.SUFFIX
+        file = self._folder / f"{self._count}{suffix}"
         clean = self._try(ops, file, evidence, leaving, onnxruntime.optimize)
         if not clean.problem:
             return file, clean, []
-        plain_file = self._folder / f"{self._count}{onnxruntime.PLAIN_SUFFIX}"
+        plain_file = self._folder / f"{self._count}{onnxruntime.PLAIN}{suffix.removeprefix('.')}"
         plain = self._try(ops, plain_file, evidence, leaving, onnxruntime.save_plain)
         if not plain.problem and evidence:
             return plain_file, plain, [f"graph optimizations are off for it: with them, {clean.problem}"]
@@ -149,9 +248,11 @@ class IslandMaker:
         )
 
     def _precision(self, ops: Sequence[str]) -> str:
-        """The recipe's, unless the model itself computes in float16 here."""
-        half = any(spec.dtype == "float16" for name in ops for spec in self._graph.ops[name].outputs)
-        return "fp16" if half else self._recipe.precision
+        """What the model itself computes in here; a lower precision is made of that later (:mod:`refine`)."""
+        inside = [self._graph.ops[name] for name in ops]
+        if any(spec.dtype == "float16" for op in inside for spec in op.outputs):
+            return "half"
+        return "quantized" if any(op.type in FAKE_QUANT for op in inside) else "fp32"
 
     def _build(
         self, kind: str, model: Path, precision: str, entering: Sequence[str], evidence: Sequence[Evidence]

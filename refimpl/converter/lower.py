@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from refimpl import tf_private
 from refimpl.artifacts import Array, Op, SignatureGraph
+from refimpl.converter import fake_quant
 from refimpl.converter import graphdefs as gd
 from refimpl.converter.constants import WEIGHT, LoweringGraph
 from refimpl.converter.partition import convex_groups
@@ -230,8 +231,16 @@ def _redirected(node: gd.NodeDef, redirect: Mapping[gd.Ref, str]) -> gd.NodeDef:
     return copy
 
 
-def to_onnx(graph: OpGraph, ops: Sequence[str], *, marked: bool) -> tuple[Any, dict[str, Array]]:
+def to_onnx(
+    graph: OpGraph, ops: Sequence[str], *, marked: bool, quantized: bool = False
+) -> tuple[Any, dict[str, Array]]:
     """Lower some ops with tf2onnx, its optimizer left out.
+
+    Args:
+        graph: the whole signature.
+        ops: names of ops, in topological order.
+        marked: put a marker behind every tensor, not only on the ones that leave.
+        quantized: lower fake-quantization ops to int8 QuantizeLinear and DequantizeLinear, not to float arithmetic.
 
     Returns:
         An ONNX ModelProto whose inputs are the entering cut tensors and the hollow weights, whose outputs are the
@@ -240,6 +249,9 @@ def to_onnx(graph: OpGraph, ops: Sequence[str], *, marked: bool) -> tuple[Any, d
     Raises:
         Exception: whatever tf2onnx raises; the caller decides which ops are to blame.
     """
+    quantizers: dict[str, fake_quant.Quantizer] = {}
+    if quantized:
+        graph, quantizers = fake_quant.with_quantizers(graph, ops)
     nodes, entering, leaving = subgraph_nodes(graph, ops, marked=marked)
     weights = {
         f"{node.name}:0": graph.lowering.weights[node.name]
@@ -275,6 +287,7 @@ def to_onnx(graph: OpGraph, ops: Sequence[str], *, marked: bool) -> tuple[Any, d
     names = {item.name for item in model.graph.output}
     if missing := set(outputs) - names:
         raise InternalError(f"lowering lost {sorted(missing)}")
+    fake_quant.place(model, quantizers)
     return model, weights
 
 

@@ -7,13 +7,13 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from refimpl import __version__, bundle, env, runtime
+from refimpl import __version__, bundle, calibration, env, runtime
 from refimpl.bundle import EngineRecord, IslandRecord, LeftOp, Manifest, SignatureRecord
 from refimpl.converter import check_bundle
 from refimpl.converter.install import install
@@ -21,7 +21,19 @@ from refimpl.converter.islands import Island
 from refimpl.converter.judge import pick_judge
 from refimpl.converter.load import read_signature
 from refimpl.converter.native import NativeGraph
-from refimpl.converter.plan import Plan, Seen, look, make_plan, mutable_state, settle, signature_source
+from refimpl.converter.plan import (
+    Plan,
+    SampleReader,
+    Seen,
+    Works,
+    look,
+    make_plan,
+    mutable_state,
+    settle,
+    signature_source,
+)
+from refimpl.converter.precision.stage import PrecisionStage, check_patterns, tables_in
+from refimpl.converter.samples import Given, given_name, user_samples
 from refimpl.converter.source import Source, tree_sha256
 from refimpl.converter.stitch import Stitched, stitch_signature
 from refimpl.engines import onnxruntime
@@ -30,7 +42,7 @@ from refimpl.recipe import Recipe
 from refimpl.specs import TensorSpec
 
 Tell = Callable[[str], None]
-_PRECISION_MODE = {"fp32": "FP32"}
+_LOOSEST_FIRST = ("int8", "bf16", "fp16", "quantized", "tf32", "half", "fp32")
 
 
 @dataclass
@@ -58,10 +70,18 @@ class Converted:
     files: Mapping[str, Path]
     notes: tuple[str, ...] = ()
     samples: Seen = field(default_factory=Seen)
+    precision: PrecisionStage | None = None
 
 
-def convert(source_path: Path, target: Path, recipe: Recipe, tell: Tell) -> Manifest:
+def convert(source_path: Path, target: Path, recipe: Recipe, tell: Tell, samples: Given | None = None) -> Manifest:
     """Convert a SavedModel into a bundle. Each line is a stage.
+
+    Args:
+        source_path: the SavedModel.
+        target: the bundle to make.
+        recipe: the user's choices.
+        tell: receives a line whenever a stage begins.
+        samples: real inputs handed over in memory; None takes those that the recipe names.
 
     Raises:
         RefimplError: see the stages; nothing is left on disk.
@@ -78,22 +98,24 @@ def convert(source_path: Path, target: Path, recipe: Recipe, tell: Tell) -> Mani
         with source:
             wanted = source.pick_signatures(recipe.signatures)
             _check_shapes(source, wanted, recipe)
-            job = _Job(source, recipe, mutable_state(source), bundle_id, Path(scratch), clock, tell)
+            given = samples if samples is not None else recipe.calibration or None
+            job = _Job(source, recipe, given, mutable_state(source), bundle_id, Path(scratch), clock, tell)
             done = [
                 _convert_signature(job, key, wanted.index(key))
                 if key in wanted
                 else _kept(source, key, "not asked for (--signature)")
                 for key in source.signature_keys
             ]
+            check_patterns(recipe, [item.precision for item in done if item.precision is not None])
             tell("writing the bundle")
             with clock.time("write"):
                 notes = _write(source, folder, done, bundle_id)
-            manifest = _manifest(source, source_path, recipe, bundle_id, done, notes, clock)
+            manifest = _manifest(source, source_path, job, done, notes)
             manifest = bundle.seal(folder, manifest)
             with clock.time("check"):
                 tell("running the finished bundle against TensorFlow")
-                samples = {item.record.signature.key: item.samples for item in done}
-                extra = check_bundle.prove(folder, source, manifest, samples, has_state=bool(job.mutable))
+                seen = {item.record.signature.key: item.samples for item in done}
+                extra = check_bundle.prove(folder, source, manifest, seen, has_state=bool(job.mutable))
             tell("putting it in place")
             manifest = bundle.seal(
                 folder, replace(manifest, notes=(*manifest.notes, *extra), timings=dict(clock.seconds))
@@ -137,6 +159,7 @@ class _Job:
 
     source: Source
     recipe: Recipe
+    given: Given | None  # the user's samples
     mutable: frozenset[str]  # tensors of variables that some signature assigns
     bundle_id: str
     scratch: Path
@@ -154,22 +177,27 @@ def _convert_signature(job: _Job, key: str, index: int) -> Converted:
         if key in recipe.signatures:
             raise
         return _kept(source, key, error.message)
+    given = job.given
+    reader: SampleReader | None = None if given is None else lambda: user_samples(given, graph.source.signature)
+    folder = job.scratch / str(index)
+    folder.mkdir()
+    native = NativeGraph(source, signature)
+    precision = PrecisionStage(graph, native, recipe, reader, tree_sha256(source.path), folder, tell)
+    precision.check()
     with clock.time("plan", signature=key):
         plan = make_plan(graph, recipe, judge, job.mutable, tell)
     with clock.time("look", signature=key):
         tell("running samples in TensorFlow")
-        native = NativeGraph(source, signature)
-        seen = look(graph, native, recipe)
+        seen = look(graph, native, recipe, reader)
     with clock.time("build", signature=key):
-        folder = job.scratch / str(index)
-        folder.mkdir()
-        plan, islands = settle(plan, native, seen, recipe, judge, folder, tell)
+        plan, islands = settle(plan, Works(native, seen, recipe, judge, precision, folder, tell))
     named = {f"TRTEngineOp_{index:03d}_{number:03d}": island for number, island in enumerate(islands)}
     with clock.time("stitch", signature=key):
-        attributes = {"_precision_mode": _PRECISION_MODE[recipe.precision], "_profile_strategy": recipe.profile}
+        mode = _precision(island.shipped.precision for island in islands)
+        attributes = {"_precision_mode": _MODES[mode], "_profile_strategy": recipe.profile}
         stitched = stitch_signature(graph, named, job.bundle_id, attributes) if named else None
     record, files = _record(plan, named)
-    return Converted(record, stitched, files, seen.notes, seen)
+    return Converted(record, stitched, files, seen.notes, seen, precision)
 
 
 def _kept(source: Source, key: str, reason: str) -> Converted:
@@ -201,7 +229,7 @@ def _record(plan: Plan, named: Mapping[str, Island]) -> tuple[SignatureRecord, d
                     kind=item.kind, file=stored, version=item.version, precision=item.precision, profiles=profiles
                 )
             )
-        finding = island.finding
+        shipped, finding = island.shipped, island.shipped.finding
         probe = f"{bundle.FOLDER}/islands/{name}.probe.npz" if finding.probe else ""
         if finding.probe:
             file = island.built[0].file.with_suffix(".probe.npz")
@@ -216,9 +244,11 @@ def _record(plan: Plan, named: Mapping[str, Island]) -> tuple[SignatureRecord, d
                 engines=tuple(built),
                 probe=probe,
                 finite_only=finding.finite_only,
-                precision=island.precision,
+                precision=shipped.precision,
                 verified=f"{finding.compared} samples agree with TensorFlow" if finding.compared else "",
-                notes=island.notes,
+                notes=shipped.notes,
+                layers=tuple((item.name, item.op, item.precision, item.reason) for item in shipped.layers),
+                accuracy=shipped.accuracy.to_json() if shipped.accuracy else None,
             )
         )
     reasons = plan.reasons
@@ -258,43 +288,41 @@ def _write(source: Source, folder: Path, done: list[Converted], bundle_id: str) 
             install(meta_graph, converted.stitched, bundle_id)
         for stored, file in converted.files.items():
             shutil.move(file, folder / stored)
+    if tables := tables_in([item.precision for item in done if item.precision is not None]):
+        calibration.save(tables, folder / bundle.CALIBRATION)
     (folder / "saved_model.pb").write_bytes(proto.SerializeToString())
     return tuple(dict.fromkeys(note for item in done for note in item.notes))
 
 
-def _manifest(
-    source: Source,
-    source_path: Path,
-    recipe: Recipe,
-    bundle_id: str,
-    done: list[Converted],
-    notes: tuple[str, ...],
-    clock: Clock,
-) -> Manifest:
+def _manifest(source: Source, source_path: Path, job: _Job, done: list[Converted], notes: tuple[str, ...]) -> Manifest:
+    recipe = job.recipe if job.given is None else replace(job.recipe, calibration=given_name(job.given))
     return Manifest(
-        bundle_id=bundle_id,
+        bundle_id=job.bundle_id,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         refimpl=__version__,
         versions=env.versions(),
         source_name=source_path.absolute().name,
         source_sha256=tree_sha256(source.path),
         tags=source.tags,
-        precision=_precision(recipe, done),
+        precision=_precision(e.precision for item in done for island in item.record.islands for e in island.engines),
         judge=pick_judge().name,
         verified=recipe.verify,
         recipe=recipe.to_json(),
         signatures=tuple(item.record for item in done),
-        timings=dict(clock.seconds),
+        timings=dict(job.clock.seconds),
         notes=notes
         if recipe.verify
         else (*notes, "UNVERIFIED: islands were not compared with TensorFlow (--no-verify)"),
     )
 
 
-def _precision(recipe: Recipe, done: list[Converted]) -> str:
+_MODES = {"int8": "INT8", "bf16": "BF16", "fp16": "FP16", "half": "FP16", "quantized": "FP32", "fp32": "FP32"}
+
+
+def _precision(found: Iterable[str]) -> str:
     """What the least precise engine computes in: a model that is float16 itself is no FP32 bundle."""
-    found = {engine.precision for item in done for island in item.record.islands for engine in island.engines}
-    return next((loose for loose in ("fp16", "tf32") if loose in found), recipe.precision)
+    kinds = set(found)
+    return next((loose for loose in _LOOSEST_FIRST if loose in kinds), "fp32")
 
 
 def _check_engines(recipe: Recipe) -> None:

@@ -5,21 +5,23 @@ The loop ends because each round only ever adds ops that must stay in TensorFlow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from refimpl.artifacts import Array, SignatureGraph
 from refimpl.converter import samples as sampling
 from refimpl.converter import verify
 from refimpl.converter.atoms import Atoms, lower_atoms
 from refimpl.converter.constants import assigned_variables, lowering_graph
-from refimpl.converter.islands import Island, IslandMaker, Rejection
+from refimpl.converter.islands import Island, IslandMaker, Lowered, Rejection
 from refimpl.converter.judge import Judge, refused_ops
 from refimpl.converter.load import signature_graph, suspect_variables
 from refimpl.converter.lower import OpGraph, leaving_tensors, op_graph
 from refimpl.converter.native import NativeGraph
 from refimpl.converter.partition import partition
+from refimpl.converter.precision.stage import PrecisionStage
 from refimpl.converter.refusals import refuse_statically, spread_over_groups
 from refimpl.converter.samples import Sample
 from refimpl.converter.source import Source
@@ -28,6 +30,7 @@ from refimpl.errors import RecipeError, RunError, SourceError
 from refimpl.recipe import Recipe
 
 Tell = Callable[[str], None]  # receives a line on what is being done
+SampleReader = Callable[[], Iterator[Sample]]
 _NO_WHOLE_SAMPLE = (
     "no input that can be made up runs through the whole model; islands were verified with values drawn at their cuts "
     "(give real samples with --calibration)"
@@ -129,8 +132,15 @@ class Seen:
     notes: tuple[str, ...] = field(default=())
 
 
-def look(graph: OpGraph, native: NativeGraph, recipe: Recipe) -> Seen:
-    """Samples of the whole model: the user's, or made up until TensorFlow takes them."""
+def look(graph: OpGraph, native: NativeGraph, recipe: Recipe, given: SampleReader | None) -> Seen:
+    """Samples of the whole model: the user's, or made up until TensorFlow takes them.
+
+    Args:
+        graph: the signature.
+        native: its TensorFlow ops.
+        recipe: the user's choices.
+        given: reads the user's samples; None when there are none.
+    """
     signature = graph.source.signature
     fed = {arg.key: f"{arg.name}:0" for arg in graph.source.args if arg.kind == "input"}
     results = list(graph.source.results)
@@ -155,9 +165,9 @@ def look(graph: OpGraph, native: NativeGraph, recipe: Recipe) -> Seen:
                 f"--shape {name}={list(shape)} does not fit", hint=f"the input is {known[name].describe()}"
             )
         shapes.setdefault(name, []).append(shape)
-    if recipe.calibration:
+    if given is not None:
         samples: list[Sample] = []
-        for sample in sampling.user_samples(recipe.calibration, signature):
+        for sample in given():
             try:
                 run(sample)
             except RunError as error:
@@ -194,42 +204,75 @@ def _batched(specs: Sequence[object], sample: Sample, accepts: Callable[[Sample]
     return found
 
 
-def settle(
-    plan: Plan, native: NativeGraph, seen: Seen, recipe: Recipe, judge: Judge, folder: Path, tell: Tell
-) -> tuple[Plan, tuple[Island, ...]]:
+@dataclass(frozen=True)
+class Works:
+    """What islands are made with."""
+
+    native: NativeGraph
+    seen: Seen
+    recipe: Recipe
+    judge: Judge
+    precision: PrecisionStage
+    folder: Path
+    tell: Tell
+
+
+def settle(plan: Plan, works: Works) -> tuple[Plan, tuple[Island, ...]]:
     """Make every island of a plan; ops of those that fail go back to TensorFlow, and the rest is cut again.
+
+    All islands are lowered and verified before the precision of any is lowered, since real samples are streamed through
+    the model once for all of them.
 
     Returns:
         The plan that stands at last, and its islands.
     """
+    lowered: dict[tuple[str, ...], Lowered] = {}
     made: dict[tuple[str, ...], Island] = {}
-    graph, refused = plan.graph, dict(plan.refused)
+    graph, refused, tell = plan.graph, dict(plan.refused), works.tell
     while True:
-        cuts = sorted(_cut_tensors(graph, plan.islands))
-        evidence = (
-            verify.evidence_of(graph, native, cuts, seen.samples) if recipe.verify or seen.profile_samples else []
-        )
-        shapes = verify.evidence_of(graph, native, cuts, seen.profile_samples) if "tensorrt" in recipe.engines else []
-        maker = IslandMaker(graph, native, evidence, shapes, recipe, folder)
+        maker = _maker(plan, works)
         new: dict[str, str] = {}
         for number, ops in enumerate(plan.islands):
-            if ops in made:
-                continue
-            tell(f"island {number + 1} of {len(plan.islands)}: lowering, verifying, building ({len(ops)} ops)")
-            result = maker.make(ops)
-            if isinstance(result, Rejection):
-                new.update(result.reasons)
-            else:
-                made[ops] = result
+            if ops not in lowered:
+                tell(f"island {number + 1} of {len(plan.islands)}: lowering and verifying ({len(ops)} ops)")
+                new.update(_kept(lowered, ops, maker.lower(ops)))
+        if not new:
+            waiting = [lowered[ops] for ops in plan.islands if ops not in made]
+            for number, (island, forms) in enumerate(
+                zip(waiting, works.precision.forms(waiting, maker.quantized), strict=True)
+            ):
+                tell(f"island {number + 1} of {len(waiting)}: building ({len(island.ops)} ops)")
+                new.update(_kept(made, island.ops, maker.build(island, forms)))
         if not new:
             return plan, tuple(made[ops] for ops in plan.islands)
         refused.update(spread_over_groups(graph, new))
-        plan = _plan(graph, plan.atoms, refused, recipe)
-        plan = _judged_again(plan, judge, recipe, refused, made)
+        plan = _plan(graph, plan.atoms, refused, works.recipe)
+        plan = _judged_again(plan, works.judge, works.recipe, refused, lowered)
+
+
+Result = TypeVar("Result", Lowered, Island)
+
+
+def _kept(found: dict[tuple[str, ...], Result], ops: tuple[str, ...], result: Result | Rejection) -> Mapping[str, str]:
+    """Remember what stands; the reasons of what does not."""
+    if isinstance(result, Rejection):
+        return result.reasons
+    found[ops] = result
+    return {}
+
+
+def _maker(plan: Plan, works: Works) -> IslandMaker:
+    graph, recipe, seen = plan.graph, works.recipe, works.seen
+    cuts = sorted(_cut_tensors(graph, plan.islands))
+    evidence = (
+        verify.evidence_of(graph, works.native, cuts, seen.samples) if recipe.verify or seen.profile_samples else []
+    )
+    shapes = verify.evidence_of(graph, works.native, cuts, seen.profile_samples) if "tensorrt" in recipe.engines else []
+    return IslandMaker(graph, works.native, evidence, shapes, recipe, works.folder)
 
 
 def _judged_again(
-    plan: Plan, judge: Judge, recipe: Recipe, refused: dict[str, str], made: Mapping[tuple[str, ...], Island]
+    plan: Plan, judge: Judge, recipe: Recipe, refused: dict[str, str], made: Mapping[tuple[str, ...], Lowered]
 ) -> Plan:
     """A new cut makes new islands; the judge sees each of them before it is built."""
     while True:

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from refimpl.artifacts import Array, Op
+from refimpl.converter import fake_quant_exact
 from refimpl.converter import graphdefs as gd
 from refimpl.converter.lower import OPSET, OpGraph
 from refimpl.specs import TensorSpec
@@ -17,8 +18,7 @@ from refimpl.specs import TensorSpec
 _REWRITTEN = frozenset(
     """While StatelessWhile If StatelessIf PartitionedCall StatefulPartitionedCall TensorListReserve
     TensorListFromTensor TensorListStack TensorListGetItem TensorListSetItem TensorListResize TensorListLength
-    EmptyTensorList TensorListPushBack TensorListElementShape FakeQuantWithMinMaxArgs FakeQuantWithMinMaxVars
-    QuantizeAndDequantizeV2 QuantizeAndDequantizeV3 FusedBatchNormV3""".split()
+    EmptyTensorList TensorListPushBack TensorListElementShape FusedBatchNormV3""".split()
 )
 _REFUSED_DTYPES = {
     "string": "strings have no place in TensorRT",
@@ -82,6 +82,7 @@ def refuse_statically(graph: OpGraph, keep_in_tf: Sequence[str], written: frozen
             or _by_state(reads, written)
             or _by_dtype(specs)
             or _by_faith(graph, op)
+            or fake_quant_exact.why_not_exact(graph.nodes[op.name], graph.lowering.constant)
             or _by_type(op, {op.type, lowered}, known)
             or _by_shape(specs)
             or _by_overflow(op, shapes)
@@ -127,6 +128,10 @@ def _by_faith(graph: OpGraph, op: Op) -> str:
         for node in function.node_def:
             if node.op in _UNFAITHFUL:
                 return f"{_UNFAITHFUL[node.op]} ({node.op} inside {op.type})"
+            if node.op in fake_quant_exact.TYPES:
+                return (
+                    f"fake quantization inside loops and branches is translated inexactly ({node.op} inside {op.type})"
+                )
             if node.op in _DIVISIONS and tf.as_dtype(node.attr["T"].type).is_integer:
                 return f"integers are divided differently by engines ({node.op} inside {op.type})"
     return ""

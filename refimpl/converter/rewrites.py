@@ -1,4 +1,4 @@
-"""TensorFlow ops that tf2onnx has no lowering for, spelled in ops that it has. Used for lowering only.
+"""TensorFlow ops that tf2onnx has no (true) lowering for, spelled in ops that it has. Used for lowering only.
 
 Each rule says what it equals; whether it holds is not taken on trust: every island is verified against the original
 ops.
@@ -11,6 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from refimpl.converter import fake_quant_exact
 from refimpl.converter import graphdefs as gd
 
 
@@ -63,4 +64,5 @@ RULES: dict[str, Callable[[gd.NodeDef, Container[str]], list[gd.NodeDef]]] = {
     "Erfc": _erfc,
     "GatherV2": _gather,
     "GatherNd": _gather,
+    **fake_quant_exact.RULES,
 }

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from refimpl.artifacts import Array
-from refimpl.errors import RecipeError
+from refimpl.errors import RecipeError, RefimplError
 from refimpl.specs import Signature, TensorSpec
 
 # Sizes tried for unknown dimensions. The first is the batch, which is never 1 only: broadcasting would hide mistakes.
@@ -24,10 +25,11 @@ MAX_USER_SAMPLES = 16  # enough to see ranges and shapes; calibration proper rea
 
 @dataclass(frozen=True)
 class Sample:
-    """One set of values for some tensors."""
+    """One set of values for some tensors; ``extras`` came with them and are no inputs (labels)."""
 
     name: str
     values: Mapping[str, Array]
+    extras: Mapping[str, Any] = field(default_factory=dict)
 
 
 # How values of each kind of dtype are drawn, from the most telling to the safest: integers are often indices, and
@@ -145,22 +147,46 @@ def _pick(shapes: Sequence[Sequence[int]] | None, variant: int) -> Sequence[int]
     return shapes[variant % len(shapes)] if shapes else None
 
 
-def user_samples(where: str, signature: Signature) -> Iterator[Sample]:
+Given = str | Callable[[], Iterable[Mapping[str, Any]]] | Sequence[Mapping[str, Any]]
+
+
+def user_samples(where: Given, signature: Signature) -> Iterator[Sample]:
     """The user's samples of one signature.
 
     Args:
-        where: an ``.npz`` file (keys are input names), a folder of them, or a ``package.module:function`` of dicts.
+        where: an ``.npz`` file (keys are input names), a folder of them, a ``package.module:function`` of dicts, or
+            such a function itself, or a sequence of dicts. They are read more than once.
         signature: whose inputs they must fit.
 
     Raises:
         RecipeError: nothing there, or a sample that does not fit.
     """
     empty = True
-    for name, values in _read(where):
+    for name, values in read_samples(where):
         empty = False
-        yield Sample(name, _fitted(name, values, signature))
+        fitted = _fitted(name, values, signature)
+        yield Sample(name, fitted, {key: value for key, value in values.items() if key not in fitted})
     if empty:
-        raise RecipeError(f"{where} yields no samples", hint="give at least one sample")
+        raise RecipeError(f"{given_name(where)} yields no samples", hint="give at least one sample")
+
+
+def given_name(where: Given) -> str:
+    """How samples are called in messages and in the manifest."""
+    if isinstance(where, str):
+        return where
+    return f"samples from {getattr(where, '__qualname__', type(where).__name__)}"
+
+
+def read_samples(where: Given) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """Every sample as it was given, labels and all, with a name for messages."""
+    if isinstance(where, Iterator):
+        raise RecipeError(
+            "samples can be read only once from a generator", hint="pass the function that makes it, without calling it"
+        )
+    if not isinstance(where, str):
+        yield from _yielded(given_name(where), where if callable(where) else lambda: where)
+    else:
+        yield from _read(where)
 
 
 def _read(where: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
@@ -179,19 +205,40 @@ def _read(where: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
 
 
 def _generated(where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    module, _, function = where.partition(":")
     try:
-        for index, item in enumerate(getattr(importlib.import_module(module), function)()):
-            if not isinstance(item, Mapping):
-                raise RecipeError(f"{where} yielded {type(item).__name__}", hint="yield dicts of arrays by input name")
-            yield f"{where}#{index}", item
-    except RecipeError:
-        raise
+        make = user_function(where)
     except Exception as error:  # the user's code, which fails in its own ways
-        raise RecipeError(
-            f"{where} fails: {type(error).__name__}: {error}",
-            hint="it must name a function on the Python path that yields dicts of arrays by input name",
-        ) from error
+        raise _fails(where, error) from error
+    yield from _yielded(where, make)
+
+
+def user_function(where: str) -> Callable[..., Any]:
+    """The function that ``package.module:function`` names, looked for in the current directory too."""
+    module, _, function = where.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def _yielded(name: str, make: Callable[[], Iterable[Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        for index, item in enumerate(make()):
+            if not isinstance(item, Mapping):
+                raise RecipeError(f"{name} yielded {type(item).__name__}", hint="yield dicts of arrays by input name")
+            yield f"{name}#{index}", item
+    except RefimplError:
+        raise
+    except Exception as error:  # as above
+        raise _fails(name, error) from error
+
+
+def _fails(name: str, error: Exception) -> RecipeError:
+    return RecipeError(
+        f"{name} fails: {type(error).__name__}: {error}",
+        hint="it must name a function on the Python path that yields dicts of arrays by input name",
+    )
 
 
 def read_npz(file: Path) -> dict[str, Array]:

@@ -186,6 +186,11 @@ def _compare(engine: OpenEngine, item: Evidence, leaving: Sequence[str], precisi
     return "", shows
 
 
+def is_special(item: Evidence) -> bool:
+    """Whether a NaN or an infinity goes in or comes out."""
+    return any(map(_special, (*item.inputs, *item.outputs)))
+
+
 def _dtype(array: Any) -> str:
     return str(array.dtype.name)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refimpl.engines import Array, BuildOptions, Profile
+from refimpl.engines import Array, BuildOptions, Profile, rounding
 from refimpl.errors import RunError
 
 NAME = "numpy"
@@ -42,7 +42,8 @@ class NumpyEngine:
         import onnx.reference
 
         try:
-            self._evaluator = onnx.reference.ReferenceEvaluator(str(path))
+            model = onnx.load(path)
+            self._evaluator = onnx.reference.ReferenceEvaluator(rounding.spelled_out(model))
         except Exception as error:  # the evaluator raises what the failing op raises
             raise RunError(f"the ONNX reference cannot load {path.name}: {error}") from error
 

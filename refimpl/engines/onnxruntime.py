@@ -10,13 +10,18 @@ from typing import Any
 import onnx
 import onnxruntime as ort
 
-from refimpl.engines import Array, BuildOptions, Profile
+from refimpl.engines import Array, BuildOptions, Profile, rounding
 from refimpl.errors import BuildError, RunError, first_line
 
 NAME = "onnxruntime"
 SUFFIX = ".onnx"
-PLAIN_SUFFIX = ".plain.onnx"  # an island that only agrees with TensorFlow while graph optimizations are off
+PLAIN = ".plain."  # in the name of an island that only agrees with TensorFlow while graph optimizations are off
+PLAIN_SUFFIX = f"{PLAIN}onnx"
+HALF_SUFFIX = ".half.onnx"  # an island with float16 or bfloat16 in it; the name tells before the file is parsed
 _PROVIDERS = ("CPUExecutionProvider",)
+# Of a model with Q/DQ in it, the first would quantize biases to int32, which TensorRT refuses, and the second would
+# copy pairs across transposes and pools.
+_NOT_BASIC = ("WeightBiasQuantization", "QDQPropagationTransformer")
 EXTERNAL_BYTES = 1 << 30  # a protobuf ends at 2 GiB; above this, weights go to a file beside the model
 
 
@@ -39,18 +44,26 @@ def build(model: Path, target: Path, profiles: Sequence[Profile], options: Build
 
 
 def open(path: Path) -> OrtEngine:  # noqa: A001  (the Protocol's name)
-    return OrtEngine(path, optimize=not path.name.endswith(PLAIN_SUFFIX))
+    return OrtEngine(path, optimize=PLAIN not in path.name, spell_out=path.name.endswith(HALF_SUFFIX))
 
 
 class OrtEngine:
     """An ONNX Runtime session over one island."""
 
-    def __init__(self, path: Path, *, optimize: bool) -> None:
+    def __init__(self, path: Path, *, optimize: bool, spell_out: bool) -> None:
         options = session_options()
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # QuantizeLinear and DequantizeLinear as they stand: fused kernels saturate pairs of products on some CPUs.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=list(_PROVIDERS))
+            model: Any = str(path)
+            if spell_out:
+                options.add_session_config_entry(
+                    "session.model_external_initializers_file_folder_path", str(path.parent)
+                )
+                model = rounding.spelled_out(onnx.load(path, load_external_data=False)).SerializeToString()
+            self._session = ort.InferenceSession(model, options, providers=list(_PROVIDERS))
         except Exception as error:  # its exceptions share no base class with a public name
             raise RunError(f"ONNX Runtime cannot load {path.name}: {first_line(error)}") from error
         self._inputs = [item.name for item in self._session.get_inputs()]
@@ -95,7 +108,9 @@ def optimize(model: Any, weights: Mapping[str, Array], target: Path) -> None:
         )
     options.add_external_initializers(names, values)
     try:
-        ort.InferenceSession(model.SerializeToString(), options, providers=list(_PROVIDERS))
+        ort.InferenceSession(
+            model.SerializeToString(), options, providers=list(_PROVIDERS), disabled_optimizers=list(_NOT_BASIC)
+        )
     except Exception as error:
         raise BuildError(f"ONNX Runtime refuses the island: {first_line(error)}") from error
 
@@ -116,8 +131,17 @@ def save_plain(model: Any, weights: Mapping[str, Array], target: Path) -> None:
     model.graph.ClearField("input")
     model.graph.input.extend(kept)
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in weights.items())
-    large = sum(value.nbytes for value in weights.values()) > EXTERNAL_BYTES
-    onnx.save(model, target, save_as_external_data=large, location=f"{target.name}.data" if large else None)
+    save(model, target)
+
+
+def save(model: Any, target: Path) -> None:
+    """Write a ModelProto with all its weights in it; above ``EXTERNAL_BYTES`` they go to a ``.data`` file beside it."""
+    if model.ByteSize() <= EXTERNAL_BYTES:
+        onnx.save(model, target)
+        return
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)  # saving takes the weights out of the model
+    onnx.save(copy, target, save_as_external_data=True, location=f"{target.name}.data")
 
 
 def _initialize(model: Any, weights: Mapping[str, Array]) -> None:

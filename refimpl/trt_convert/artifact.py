@@ -38,6 +38,12 @@ def stamp(folder: Path, **values: str | int | bool) -> Manifest:
     return bundle.seal(folder, bundle.read(folder, check_files=False))
 
 
+def calibration(folder: Path) -> str:
+    """The table of ranges that a bundle was quantized with; "" when there is none."""
+    file = folder / bundle.CALIBRATION
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
 def expect_engines(folder: Path) -> Manifest:
     """Record a TensorRT engine for every island that is yet to be built, so that a runtime may build it."""
     return _with_islands(folder, lambda island: _with_engine(island, EngineRecord(**_waiting(island), profiles=())))

@@ -23,6 +23,7 @@ from refimpl.trt_convert.params import (
     log,
     needs_calibration,
     recipe_for,
+    without_ranges,
 )
 from refimpl.trt_convert.support import (
     Home,
@@ -30,7 +31,7 @@ from refimpl.trt_convert.support import (
     aborted,
     default_recipe,
     in_tftrt_words,
-    samples_folder,
+    stored,
     tell_once,
     write_report,
 )
@@ -149,7 +150,7 @@ class TrtGraphConverterV2:
         return self._converted_func
 
     def _open_model(self) -> None:
-        from refimpl.trt_convert.inputs import Binder, declared_order, input_specs, read_meta_graph
+        from refimpl.trt_convert.inputs import Binder, declared_order, has_quantization, input_specs, read_meta_graph
 
         if self._input_saved_model_dir is None:
             raise TypeError("Expected binary or unicode string, got None")
@@ -157,13 +158,14 @@ class TrtGraphConverterV2:
         if self._input_saved_model_signature_key not in meta_graph.signature_def:
             raise KeyError(self._input_saved_model_signature_key)
         key = self._input_saved_model_signature_key
+        self._quantizes = has_quantization(meta_graph)
         self._binder = Binder(input_specs(meta_graph, key), declared_order(meta_graph, key))
 
     def _recipe(self) -> Recipe:
         import tensorflow as tf
 
         return recipe_for(
-            self._conversion_params,
+            without_ranges(self._conversion_params, self._quantizes),
             self._base,
             strategy=self._profile_strategy if self._use_dynamic_shape else "",
             tags=tuple(self._input_saved_model_tags),
@@ -179,18 +181,18 @@ class TrtGraphConverterV2:
         folder = home.path / "bundle"
         # Engines of TensorRT are built by build(), from the shapes that it is shown.
         kinds = tuple(kind for kind in recipe.engines if kind != "tensorrt")
-        with samples_folder(self._binder.samples(input_fn) if input_fn else ()) as calibration:
-            changed = replace(recipe, engines=kinds, calibration=calibration or recipe.calibration)
-            refimpl.convert(str(self._input_saved_model_dir), folder, changed)
+        with stored(self._binder.samples(input_fn) if input_fn else None) as samples:
+            refimpl.convert(str(self._input_saved_model_dir), folder, replace(recipe, engines=kinds), samples=samples)
         artifact.expect_engines(folder)
         self._home, self._folder = home, folder
-        self._load(artifact.stamp(folder, **self._attributes()))
+        self._load(artifact.stamp(folder, **self._attributes(recipe), calibration_data=artifact.calibration(folder)))
 
-    def _attributes(self) -> dict[str, str | int | bool]:
+    def _attributes(self, recipe: Recipe) -> dict[str, str | int | bool]:
         """TF-TRT's attributes of an engine node."""
         params = self._conversion_params
+        calibrated_later = self._need_calibration and recipe.precision == "fp32"
         found: dict[str, str | int | bool] = {
-            "precision_mode": params.precision_mode.upper(),
+            "precision_mode": params.precision_mode.upper() if calibrated_later else recipe.precision.upper(),
             "use_calibration": bool(params.use_calibration),
             "use_implicit_batch": not self._use_dynamic_shape,
             "static_engine": False,

@@ -14,7 +14,7 @@ from refimpl.converter import graphdefs as gd
 from refimpl.converter.stitch import ASSET_ARG, string_const
 from refimpl.errors import SourceError
 from refimpl.trt_convert.function import is_engine
-from refimpl.trt_convert.inputs import read_meta_graph
+from refimpl.trt_convert.inputs import QUANTIZATION, read_meta_graph
 from refimpl.trt_convert.view import stitched_function
 
 Names = dict[str, str]  # key in a signature -> tensor "node:index"
@@ -61,6 +61,11 @@ def inputs_and_outputs(graph_def: Any, outputs: Sequence[str]) -> tuple[Names, N
         for index in range(len(gd.output_dtypes(nodes[name]))):
             found[f"{name}:{index}"] = f"{name}:{index}"
     return inputs, found
+
+
+def quantizes(graph_def: Any) -> bool:
+    """Whether a frozen graph has an op that TF-TRT takes ranges from."""
+    return any(node.op in QUANTIZATION for node in graph_def.node)
 
 
 def write_saved_model(

@@ -122,6 +122,18 @@ def _tensor(value: Any, item: Any) -> Any:
         raise RuntimeError("Failed to convert input to tensor.") from None
 
 
+QUANTIZATION = frozenset(
+    "QuantizeAndDequantizeV2 QuantizeAndDequantizeV3 FakeQuantWithMinMaxVars FakeQuantWithMinMaxArgs".split()
+)
+
+
+def has_quantization(meta_graph: Any) -> bool:
+    """Whether a model has an op that TF-TRT takes ranges from."""
+    graph_def = meta_graph.graph_def
+    bodies = [graph_def.node, *(function.node_def for function in graph_def.library.function)]
+    return any(node.op in QUANTIZATION for nodes in bodies for node in nodes)
+
+
 def read_meta_graph(folder: Path, tags: Sequence[str]) -> Any:
     """The meta graph of a SavedModel on disk.
 

@@ -109,6 +109,14 @@ def needs_calibration(params: TrtConversionParams) -> bool:
     return params.precision_mode.upper() == TrtPrecisionMode.INT8 and bool(params.use_calibration)
 
 
+def without_ranges(params: TrtConversionParams, quantizes: bool) -> TrtConversionParams:
+    """INT8 without calibration, in a model that has no quantization op to take ranges from, is FP16 in TF-TRT."""
+    if params.precision_mode.upper() != TrtPrecisionMode.INT8 or params.use_calibration or quantizes:
+        return params
+    log.warning("Set engine precision to FP16 due to missing QDQ OP")
+    return params._replace(precision_mode=TrtPrecisionMode.FP16)
+
+
 def recipe_for(
     params: TrtConversionParams, base: Recipe, *, strategy: str, tags: tuple[str, ...], key: str, tf32: bool
 ) -> Recipe:

@@ -71,12 +71,21 @@ def write_report(path: str, text: str, what: str) -> None:
         log.warning("%s saved at: `%s`", what, path)
 
 
+Samples = Callable[[], Iterable[Mapping[str, Any]]]
+
+
 @contextlib.contextmanager
-def samples_folder(samples: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Samples as a folder that a recipe can name; "" when there are none."""
+def stored(samples: Iterable[Mapping[str, Any]] | None) -> Iterator[Samples | None]:
+    """Samples as something that can be read again and again; they are drawn once, and need not fit into memory."""
+    if samples is None:
+        yield None
+        return
+    from refimpl.converter.samples import read_npz
+
     with tempfile.TemporaryDirectory(prefix="refimpl-samples-") as folder:
-        count = 0
-        for count, sample in enumerate(samples, 1):
+        files = []
+        for index, sample in enumerate(samples):
             arrays: dict[str, Any] = {name: np.asarray(value) for name, value in sample.items()}
-            np.savez(Path(folder) / f"{count:06d}.npz", **arrays)
-        yield folder if count else ""
+            files.append(Path(folder) / f"{index:06d}.npz")
+            np.savez(files[-1], **arrays)
+        yield lambda: map(read_npz, files)

@@ -30,8 +30,9 @@ from refimpl.trt_convert.params import (
     log,
     needs_calibration,
     recipe_for,
+    without_ranges,
 )
-from refimpl.trt_convert.support import Home, default_recipe, in_tftrt_words, samples_folder
+from refimpl.trt_convert.support import Home, default_recipe, in_tftrt_words, stored
 
 _KEY = "serving_default"
 _kept: list[Home] = []  # a GraphDef cannot hold on to its files, so they stay until the process ends
@@ -153,8 +154,10 @@ class TrtGraphConverter:
     def _recipe(self) -> Recipe:
         import tensorflow as tf
 
+        from refimpl.trt_convert import frozen
+
         recipe = recipe_for(
-            self._conversion_params,
+            without_ranges(self._conversion_params, frozen.quantizes(self._frozen.graph_def)),
             default_recipe(),
             strategy="",
             tags=("serve",),
@@ -175,11 +178,10 @@ class TrtGraphConverter:
         home = Home()
         model, folder = home.path / "model", home.path / "bundle"
         frozen.write_saved_model(model, self._key(), self._frozen.graph_def, self._frozen.inputs, self._frozen.outputs)
-        with samples_folder(samples) as calibration, tf_private.eagerly():
-            changed = replace(recipe, engines=("onnxruntime",), calibration=calibration or recipe.calibration)
-            refimpl.convert(model, folder, changed)
+        with stored(samples or None) as given, tf_private.eagerly():
+            refimpl.convert(model, folder, replace(recipe, engines=("onnxruntime",)), samples=given)
         artifact.expect_engines(folder)
-        manifest = artifact.stamp(folder, **self._attributes())
+        manifest = artifact.stamp(folder, **self._attributes(recipe), calibration_data=artifact.calibration(folder))
         record = next(item for item in manifest.signatures if item.signature.key == self._key())
         self._home, self._folder = home, folder
         _kept.append(home)
@@ -219,10 +221,10 @@ class TrtGraphConverter:
         for name, why in failures.items():
             log.error("no TensorRT engine could be built for %s: %s", name, why)
 
-    def _attributes(self) -> dict[str, str | int | bool]:
+    def _attributes(self, recipe: Recipe) -> dict[str, str | int | bool]:
         params = self._conversion_params
         found: dict[str, str | int | bool] = {
-            "precision_mode": params.precision_mode.upper(),
+            "precision_mode": "INT8" if self._need_calibration else recipe.precision.upper(),
             "use_calibration": bool(params.use_calibration),
             "use_implicit_batch": True,
             "static_engine": not self._is_dynamic_op,

@@ -1,0 +1,198 @@
+"""Refine: give a verified float32 island its precision, and take back what costs it TensorFlow's answers.
+
+The island is rewritten, run on the embedded engine and compared with TensorFlow by the tolerances of its new precision.
+When it disagrees, its layers are ranked by the error they bring, and as few as possible, the worst first, compute in
+the next better precision. What no such choice saves stays in float32. So a rewrite is never trusted either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from refimpl.artifacts import Array
+from refimpl.converter import verify
+from refimpl.converter.precision.accuracy import LOW_COSINE, Accuracy, accuracy, worst
+from refimpl.converter.precision.assigned import Assigned, summary
+from refimpl.converter.precision.quantize import place
+from refimpl.converter.precision.rewrite import LEVELS, Lift, Ranges, rewrite
+from refimpl.converter.precision.simulate import Simulation, costs
+from refimpl.converter.verify import Evidence, Finding
+from refimpl.engines import OpenEngine, onnxruntime
+
+Tell = Callable[[str], None]
+# What these are fed with is rounded already, and they pass it on: in float32 alone they would change nothing.
+_IDLE = frozenset("Relu LeakyRelu Clip MaxPool Transpose Reshape Concat Split Slice Squeeze Unsqueeze Identity".split())
+_SENSITIVE = "{precision} of it alone costs the island a relative error of {error:.2g}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """An island to refine.
+
+    Attributes:
+        model: its ModelProto in float32, nodes named; with Q/DQ in it when int8 ranges come from the model itself.
+        ops: its TensorFlow op types.
+        leaving: its output tensors, for messages.
+        evidence: what TensorFlow makes of real or made-up inputs; empty when nothing is to be verified.
+        ranges: what was seen at its tensors.
+        keep: layers that the user keeps in float32.
+        repair: whether layers may be lifted when it disagrees; pointless where the evidence is not like real data.
+    """
+
+    model: Any
+    ops: tuple[str, ...]
+    leaving: tuple[str, ...]
+    evidence: tuple[Evidence, ...]
+    ranges: Ranges
+    keep: Mapping[str, Lift] = field(default_factory=dict)
+    repair: bool = True
+
+
+@dataclass(frozen=True)
+class Refined:
+    """An island in its precision: the file, and what the comparison with TensorFlow said."""
+
+    file: Path
+    precision: str  # row of the tolerance table; "fp32" when nothing could be lowered
+    layers: tuple[Assigned, ...]
+    finding: Finding
+    accuracy: Accuracy
+    notes: tuple[str, ...] = ()
+    lifts: Mapping[str, Lift] = field(default_factory=dict)
+
+
+class Refiner:
+    """Rewrites one island, as often as it takes.
+
+    Args:
+        task: the island.
+        folder: where files are written.
+        name: how their names begin.
+        suffix: how they end.
+        tell: receives a line when something slow begins.
+    """
+
+    def __init__(self, task: Task, folder: Path, name: str, suffix: str, tell: Tell) -> None:
+        self._task, self._folder, self._name, self._suffix, self._tell = task, folder, name, suffix, tell
+        self._tries = 0
+        self._costs: dict[str, Mapping[str, float]] = {}
+
+    def refine(self, precision: str) -> Refined | None:
+        """The island in ``precision``, repaired where it must be; None when it is best left in float32."""
+        first = self.attempt(precision, self._task.keep)
+        if first is None or not first.finding.problem or not self._task.repair:
+            return first
+        for level in LEVELS[precision]:
+            if better := self._repair(precision, level, first):
+                return better
+        return None
+
+    def attempt(self, precision: str, lifts: Mapping[str, Lift]) -> Refined | None:
+        """Rewrite, write, run, compare; None when no layer is lowered at all."""
+        rewritten = rewrite(self._task.model, precision, self._task.ranges, lifts)
+        if not rewritten.changed:
+            return None
+        file = self._write(rewritten.model)
+        finding, found = self._judge(onnxruntime.open(file), precision)
+        return Refined(file, precision, rewritten.layers, finding, found, lifts=lifts)
+
+    def ranked(self, precision: str, level: str) -> list[tuple[str, Lift]]:
+        """Layers in ``precision``, the one that costs most first, each with the lift to ``level`` and its reason."""
+        found, say = self.costs(precision), _SENSITIVE.format
+        return [(name, Lift(level, say(precision=precision, error=cost))) for name, cost in found.items()]
+
+    def costs(self, precision: str) -> Mapping[str, float]:
+        """The error that each layer brings on its own, the largest first."""
+        if precision not in self._costs:
+            found = self._measure(precision)
+            self._costs[precision] = {name: found[name] for name in sorted(found, key=lambda name: -found[name])}
+        return self._costs[precision]
+
+    def _measure(self, precision: str) -> Mapping[str, float]:
+        task = self._task
+        idle = {node.name for node in task.model.graph.node if node.op_type in _IDLE}
+        names = [n for n in rewrite(task.model, precision, task.ranges, task.keep).lowered if n not in idle]
+        self._tell(f"ranking {len(names)} layers by the error they bring")
+        quantized = place(task.model, task.ranges.thresholds, {}) if precision == "int8" else None
+        file = self._folder / f"{self._name}-switched.onnx"
+        simulation = Simulation(task.model, names, precision, quantized, file)
+        evidence = task.evidence[0]
+        return costs(simulation, names, evidence.inputs, lambda got: accuracy(evidence.outputs, got).relative)
+
+    def _repair(self, precision: str, level: str, first: Refined) -> Refined | None:
+        """The fewest lifts, the most costly layers first, with which the island agrees; None when all are needed."""
+        order = self.ranked(precision, level)
+        best: Refined | None = None
+        low, high = 0, len(order)  # with order[:low] lifted it disagrees
+        if level != "fp32" and not self._agrees(precision, order):
+            return None
+        while high - low > 1:
+            middle = (low + high) // 2
+            if tried := self._agrees(precision, order[:middle]):
+                best, high = tried, middle
+            else:
+                low = middle
+        if best is None:
+            return None
+        lifted = ", ".join(name for name, _ in order[: min(high, 3)])
+        more = f" and {high - 3} more" if high > 3 else ""
+        note = (
+            f"{high} layers compute in {level}, not {precision}, or it would disagree with TensorFlow "
+            f"({first.finding.problem}): {lifted}{more}"
+        )
+        return replace(best, notes=(note,))
+
+    def _agrees(self, precision: str, lifts: Sequence[tuple[str, Lift]]) -> Refined | None:
+        tried = self.attempt(precision, {**dict(lifts), **self._task.keep})
+        return None if tried is None or tried.finding.problem else tried
+
+    def _write(self, model: Any) -> Path:
+        self._tries += 1
+        file = self._folder / f"{self._name}-{self._tries}{self._suffix}"
+        onnxruntime.save(model, file)
+        return file
+
+    def _judge(self, engine: OpenEngine, precision: str) -> tuple[Finding, Accuracy]:
+        if not self._task.evidence:
+            return Finding(finite_only=True), Accuracy(float("nan"), float("nan"))
+        recorder = _Recorder(engine)
+        task = self._task
+        finding = verify.judge_engine(recorder, task.evidence, task.leaving, precision, task.ops)
+        pairs = zip(task.evidence, recorder.outputs, strict=False)  # it stops at the first that disagrees
+        found = [accuracy(item.outputs, outputs) for item, outputs in pairs if not verify.is_special(item)]
+        # A value that overflows comes out infinite: such a call must go to TensorFlow.
+        return replace(finding, finite_only=True), worst(found)
+
+
+class _Recorder:
+    """An engine whose outputs are remembered."""
+
+    def __init__(self, engine: OpenEngine) -> None:
+        self._engine = engine
+        self.outputs: list[list[Array]] = []
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        self.outputs.append(self._engine.run(inputs))
+        return self.outputs[-1]
+
+
+def describe(refined: Refined) -> tuple[str, ...]:
+    """Sentences about an island that a user should read: what computes in what, and a warning where INT8 hurts."""
+    found = refined.accuracy
+    lines = [f"{summary(refined.layers)}; relative error {found.relative:.2g}, cosine {found.cosine:.5f}"]
+    if found.cosine < LOW_COSINE:
+        lines.append(
+            f"WARNING: {refined.precision} changes its answers: cosine {found.cosine:.3f} with TensorFlow's; check "
+            "the accuracy on your task, keep layers in float32 (--keep-fp32), or train with fake quantization"
+        )
+    return (*lines, *refined.notes)
+
+
+def load_model(file: Path) -> Any:
+    """An island's ModelProto with its weights in it."""
+    return onnx.load(file)

@@ -126,9 +126,8 @@ def _by_batch(seen: _Seen) -> str:
     """Implicit batch: the inputs that determine the batch need a rank of at least two."""
     if not seen.implicit or not seen.refs:
         return ""
-    leading = range(len(seen.refs)) if seen.op.type in _ALL_INPUTS_LEAD else [0]
-    if seen.op.type in ("Conv2DBackpropInput", "Conv3DBackpropInputV2"):
-        leading = [2]
+    position = {"Conv2DBackpropInput": 2, "Conv3DBackpropInputV2": 2, "Split": 1}.get(seen.op.type, 0)
+    leading = range(len(seen.refs)) if seen.op.type in _ALL_INPUTS_LEAD else [position]
     shapes = [seen.shape(index) for index in leading]
     if any(shape is None for shape in shapes) or max(len(shape or ()) for shape in shapes) < 2:
         return "implicit batch mode requires input shape with at least two dimensions"
@@ -146,7 +145,7 @@ def _by_type(seen: _Seen, precision: str) -> str:
     if op.type not in _TYPES:
         return f"Op type {op.type} is not supported."
     dtype = next((seen.graph.specs[tensor].dtype for tensor in op.inputs), op.outputs[0].dtype if op.outputs else "")
-    if op.type in ("Select", "SelectV2", "Range", "Fill") and op.outputs:
+    if op.type in ("GatherV2", "Select", "SelectV2", "Range", "Fill") and op.outputs:
         dtype = op.outputs[0].dtype
     if dtype not in _TYPES[op.type]:
         allowed = ", ".join(_TYPES[op.type])

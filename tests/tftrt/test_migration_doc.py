@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -24,8 +25,9 @@ def test_all_examples_are_found():
 def test_example(name, tmp_path):
     if "INT8" in name and "int8" not in recipe.PRECISIONS:
         pytest.skip("no INT8 here")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", EXAMPLES[name]], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", EXAMPLES[name]], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     if "summary" in EXAMPLES[name]:

@@ -39,9 +39,9 @@ def stamp(folder: Path, **values: str | int | bool) -> Manifest:
 
 
 def calibration(folder: Path) -> str:
-    """The table of ranges that a bundle was quantized with; "" when there is none."""
+    """The table of ranges that a bundle was calibrated with, as JSON; an empty one when no layer could be int8."""
     file = folder / bundle.CALIBRATION
-    return file.read_text(encoding="utf-8") if file.is_file() else ""
+    return file.read_text(encoding="utf-8") if file.is_file() else "{}"
 
 
 def expect_engines(folder: Path) -> Manifest:

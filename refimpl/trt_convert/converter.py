@@ -185,7 +185,8 @@ class TrtGraphConverterV2:
             refimpl.convert(str(self._input_saved_model_dir), folder, replace(recipe, engines=kinds), samples=samples)
         artifact.expect_engines(folder)
         self._home, self._folder = home, folder
-        self._load(artifact.stamp(folder, **self._attributes(recipe), calibration_data=artifact.calibration(folder)))
+        table = artifact.calibration(folder) if input_fn else ""
+        self._load(artifact.stamp(folder, **self._attributes(recipe), calibration_data=table))
 
     def _attributes(self, recipe: Recipe) -> dict[str, str | int | bool]:
         """TF-TRT's attributes of an engine node."""

@@ -181,7 +181,8 @@ class TrtGraphConverter:
         with stored(samples or None) as given, tf_private.eagerly():
             refimpl.convert(model, folder, replace(recipe, engines=("onnxruntime",)), samples=given)
         artifact.expect_engines(folder)
-        manifest = artifact.stamp(folder, **self._attributes(recipe), calibration_data=artifact.calibration(folder))
+        table = artifact.calibration(folder) if samples else ""
+        manifest = artifact.stamp(folder, **self._attributes(recipe), calibration_data=table)
         record = next(item for item in manifest.signatures if item.signature.key == self._key())
         self._home, self._folder = home, folder
         _kept.append(home)

@@ -54,13 +54,27 @@ class TwoInputs(tf.Module):
         return {"b": tf.nn.softmax(odd * 3.0 - 1.0), "a": tf.nn.tanh(query * 0.5) - 0.25}
 
 
+class Wide(tf.Module):
+    """Products that are wide enough for INT8."""
+
+    def __init__(self) -> None:
+        self.first, self.second = tf.Variable(_weights(32, 64)), tf.Variable(_weights(64, 16, seed=1))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 32], tf.float32, name="x")])
+    def run(self, x):
+        return {"y": tf.matmul(tf.nn.relu(tf.matmul(x, self.first)), self.second)}
+
+
 @functools.cache
 def saved_model(name: str) -> Path:
-    """The directory of ``digits``, ``two`` or ``images``."""
+    """The directory of ``digits``, ``two`` or ``wide``."""
     folder = Path(_FOLDER.name) / name
     if name == "digits":
         module = Digits()
         signatures = {"serving_default": module.classify, "brightness": module.brightness}
+    elif name == "wide":
+        module = Wide()
+        signatures = {"serving_default": module.run}
     else:
         module = TwoInputs()
         signatures = {"serving_default": module.attend}
@@ -87,7 +101,7 @@ def assert_same(got: Mapping[str, object], want: Mapping[str, np.ndarray]) -> No
         np.testing.assert_allclose(np.asarray(got[name]), value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-DIGITS, TWO = saved_model("digits"), saved_model("two")
+DIGITS, TWO, WIDE = saved_model("digits"), saved_model("two"), saved_model("wide")
 RNG = np.random.default_rng(0)
 QUERY, KEY = RNG.random((2, 3, 6), np.float32), RNG.random((2, 5, 6), np.float32)
 

@@ -94,7 +94,7 @@ def _signature(record: SignatureRecord, sizes: Mapping[str, int]) -> RenderableT
                 island.name if first else "",
                 str(len(island.ops)) if first else "",
                 engine.kind,
-                _mib(sizes.get(engine.file, 0)),
+                _mib(sizes.get(engine.file, 0)) if engine.file else "not built",
                 (island.verified or "NO") if first else "",
             )
     parts: list[RenderableType] = [head, table]

@@ -32,6 +32,7 @@ from refimpl.trt_convert.support import (
     default_recipe,
     in_tftrt_words,
     stored,
+    tell_dropped,
     tell_once,
     write_report,
 )
@@ -230,6 +231,7 @@ class TrtGraphConverterV2:
 
         settings = tftrt_env.read()
         left = in_tftrt_words(self._record().left, settings.denylist)
+        tell_dropped(left, self._manifest.recipe)
         log.warning("%s", report.non_conversion_report(left, detailed=settings.detailed_report))
         if settings.csv_path:
             write_report(settings.csv_path, report.non_conversion_csv(left), "TF-TRT Non-Conversion Report")

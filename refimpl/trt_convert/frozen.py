@@ -11,10 +11,11 @@ import tensorflow as tf
 from refimpl import bundle
 from refimpl.bundle import Manifest, SignatureRecord
 from refimpl.converter import graphdefs as gd
+from refimpl.converter.fake_quant_exact import TYPES as QUANTIZATION
 from refimpl.converter.stitch import ASSET_ARG, string_const
 from refimpl.errors import SourceError
 from refimpl.trt_convert.function import is_engine
-from refimpl.trt_convert.inputs import QUANTIZATION, read_meta_graph
+from refimpl.trt_convert.inputs import read_meta_graph
 from refimpl.trt_convert.view import stitched_function
 
 Names = dict[str, str]  # key in a signature -> tensor "node:index"
@@ -64,7 +65,7 @@ def inputs_and_outputs(graph_def: Any, outputs: Sequence[str]) -> tuple[Names, N
 
 
 def quantizes(graph_def: Any) -> bool:
-    """Whether a frozen graph has an op that TF-TRT takes ranges from."""
+    """Whether a frozen graph has an op that ranges can be taken from."""
     return any(node.op in QUANTIZATION for node in graph_def.node)
 
 

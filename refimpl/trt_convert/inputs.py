@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from refimpl.converter.fake_quant_exact import TYPES as QUANTIZATION
 from refimpl.specs import TensorSpec
 
 log = logging.getLogger("refimpl.trt_convert")
@@ -122,13 +123,8 @@ def _tensor(value: Any, item: Any) -> Any:
         raise RuntimeError("Failed to convert input to tensor.") from None
 
 
-QUANTIZATION = frozenset(
-    "QuantizeAndDequantizeV2 QuantizeAndDequantizeV3 FakeQuantWithMinMaxVars FakeQuantWithMinMaxArgs".split()
-)
-
-
 def has_quantization(meta_graph: Any) -> bool:
-    """Whether a model has an op that TF-TRT takes ranges from."""
+    """Whether a model has an op that ranges can be taken from."""
     graph_def = meta_graph.graph_def
     bodies = [graph_def.node, *(function.node_def for function in graph_def.library.function)]
     return any(node.op in QUANTIZATION for nodes in bodies for node in nodes)

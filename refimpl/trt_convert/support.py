@@ -61,6 +61,18 @@ def in_tftrt_words(left: Iterable[LeftOp], denylist: Iterable[str]) -> list[Left
     ]
 
 
+def tell_dropped(left: Iterable[LeftOp], recipe: Mapping[str, Any]) -> None:
+    """Warn when islands stay in TensorFlow only because there are too many of them."""
+    count = recipe["max_engines"]
+    if any(op.reason.endswith("(max_engines)") for op in left):
+        log.warning(
+            "there are more than %d segments with at least minimum_segment_size=%d; only the largest are converted "
+            "(TF_TRT_MAX_ALLOWED_ENGINES=0 lifts the limit)",
+            count,
+            recipe["min_segment_size"],
+        )
+
+
 def write_report(path: str, text: str, what: str) -> None:
     """Write a report to a file; a report that cannot be written is no reason to fail."""
     try:

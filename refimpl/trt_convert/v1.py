@@ -32,7 +32,7 @@ from refimpl.trt_convert.params import (
     recipe_for,
     without_ranges,
 )
-from refimpl.trt_convert.support import Home, default_recipe, in_tftrt_words, stored
+from refimpl.trt_convert.support import Home, default_recipe, in_tftrt_words, stored, tell_dropped
 
 _KEY = "serving_default"
 _kept: list[Home] = []  # a GraphDef cannot hold on to its files, so they stay until the process ends
@@ -192,6 +192,7 @@ class TrtGraphConverter:
         if self._max_batch_size is not None:
             self._build_static(manifest, record.signature)
         left = in_tftrt_words(record.left, tftrt_env.read().denylist)
+        tell_dropped(left, manifest.recipe)
         log.warning("%s", report.non_conversion_report(left, detailed=tftrt_env.read().detailed_report))
 
     def _build_static(self, manifest: Manifest, signature: Signature) -> None:

@@ -249,10 +249,11 @@ def test_nothing_is_converted_when_asked(tmp_path):
     assert_same(call(tmp_path / "out", image=images()), call(DIGITS, image=images()))
 
 
-def test_max_engines(monkeypatch):
+def test_max_engines(monkeypatch, caplog):
     assert len(converted(TWO)._manifest.islands) > 1
     monkeypatch.setenv("TF_TRT_MAX_ALLOWED_ENGINES", "1")
     assert len(converted(TWO)._manifest.islands) == 1
+    assert "more than 1 segments with at least minimum_segment_size=3" in caplog.text
 
 
 def test_names_that_are_no_identifiers(tmp_path):

@@ -186,3 +186,31 @@ class ChannelsFirstTest(integration.Base):
 
     def ExpectedEnginesToBuild(self, run_params):
         return {"TRTEngineOp_000": ["conv"]}
+
+
+class QuantizationTest(integration.Base):
+    """A model that was trained with fake quantization: its ranges are in its own ops."""
+
+    def GraphFn(self, x):
+        def quantized(value, limit):
+            return tf.quantization.quantize_and_dequantize_v2(value, -limit, limit, range_given=True)
+
+        y = tf.matmul(quantized(x, 1.0), quantized(constant(32, 64) * 0.1, 0.4))
+        y = tf.matmul(quantized(tf.nn.relu(y), 3.0), quantized(constant(64, 16) * 0.1, 0.4))
+        return tf.identity(y, name="output_0")
+
+    def GetParams(self):
+        return self.BuildParams(self.GraphFn, tf.float32, [[8, 32]], [[8, 16]])
+
+    def ExpectedEnginesToBuild(self, run_params):
+        return ["TRTEngineOp_000"]
+
+    def testItsOwnRanges(self):
+        """INT8 without calibration."""
+        for dynamic in (False, True):
+            run_params = integration.base.RunParams(False, "INT8", True, False, f"own_{dynamic}", True, dynamic)
+            self.RunTest(run_params)
+            assert self.converter._manifest.precision == "int8"
+
+    def ShouldRunTest(self, run_params):
+        return True, "the class itself never runs INT8 without calibration"

@@ -10,6 +10,7 @@ import refimpl
 from refimpl import bundle, runtime
 from refimpl.engines import tensorrt
 from refimpl.errors import RecipeError
+from tests.bundles import main
 from tests.tftrt.models import DIGITS, KEY, QUERY, TWO, assert_same, call, converted, images
 
 needs_tensorrt = pytest.mark.skipif(not tensorrt.version(), reason="neither tensorrt nor tensorrt_rtx is installed")
@@ -59,6 +60,13 @@ def test_engines_are_assets_and_can_be_left_out(tmp_path):
         (record,) = [item for item in bundle.read(place).islands[0].engines if item.kind == "tensorrt"]
         assert bool(record.file) is keep
         assert record.profiles, "another GPU needs them to build for the same shapes"
+
+
+def test_inspect_says_that_an_engine_is_not_built(tmp_path, ready, capfd):
+    ready.save(str(tmp_path / "out"))
+    assert main("inspect", tmp_path / "out") == 0
+    (row,) = [line for line in capfd.readouterr().out.splitlines() if line.strip().startswith("tensorrt ")]
+    assert "not built" in row
 
 
 @needs_tensorrt

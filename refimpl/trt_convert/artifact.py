@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tensorflow.core.protobuf import saved_model_pb2
 
 from refimpl import bundle, runtime, tftrt_env
@@ -61,6 +62,19 @@ def _with_islands(folder: Path, change: Callable[[IslandRecord], IslandRecord]) 
     manifest = bundle.read(folder, check_files=False)
     signatures = tuple(replace(record, islands=tuple(map(change, record.islands))) for record in manifest.signatures)
     return bundle.seal(folder, replace(manifest, signatures=signatures))
+
+
+def outline(cuts: Cuts) -> Cuts:
+    """What profiles need of values at the cuts: shapes, and integers, which may be shapes; in next to no memory."""
+    return {
+        name: ([_outlined(value) for value in entering], [_outlined(value) for value in leaving])
+        for name, (entering, leaving) in cuts.items()
+    }
+
+
+def _outlined(value: Any) -> Any:
+    array = np.asarray(value)
+    return array if array.dtype.kind in "iu" else np.broadcast_to(np.zeros((), array.dtype), array.shape)
 
 
 @dataclass(frozen=True)

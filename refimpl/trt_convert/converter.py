@@ -278,7 +278,7 @@ class TrtGraphConverterV2:
         from refimpl.engines import BuildOptions
         from refimpl.trt_convert import artifact
 
-        seen = [self._natively(sample) for sample in samples]
+        seen = [artifact.outline(self._natively(sample)) for sample in samples]
         options = BuildOptions(self._manifest.recipe["tf32"], self._manifest.recipe["workspace_bytes"])
         manifest, failures = artifact.Builder(self._folder, seen, self._drawn(samples[0]), options).build()
         for name, why in failures.items():

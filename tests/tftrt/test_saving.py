@@ -10,6 +10,7 @@ import refimpl
 from refimpl import bundle, runtime
 from refimpl.engines import tensorrt
 from refimpl.errors import RecipeError
+from refimpl.trt_convert import artifact
 from tests.bundles import main
 from tests.tftrt.models import DIGITS, KEY, QUERY, TWO, assert_same, call, converted, images
 
@@ -114,3 +115,11 @@ def test_save_replaces_savedmodels_and_empty_folders_only(tmp_path, ready):
 def test_options_of_saving_are_taken(tmp_path, ready):
     ready.save(str(tmp_path / "out"), options=tf.saved_model.SaveOptions(save_debug_info=True))
     assert (tmp_path / "out" / "saved_model.pb").is_file()
+
+
+def test_profiles_need_little_of_what_was_seen():
+    image, index = np.ones((64, 100, 100), np.float32), np.arange(5, dtype=np.int32)
+    entering, leaving = artifact.outline({"a": ([image, index], [image])})["a"]
+    assert entering[0].shape == leaving[0].shape == image.shape
+    assert entering[0].strides == (0, 0, 0), "no memory"
+    np.testing.assert_array_equal(entering[1], index)

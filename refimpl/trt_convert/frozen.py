@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from refimpl import bundle
 from refimpl.bundle import Manifest, SignatureRecord
 from refimpl.converter import graphdefs as gd
 from refimpl.converter.fake_quant_exact import TYPES as QUANTIZATION
+from refimpl.converter.install import INIT, PATH_READ
 from refimpl.converter.stitch import ASSET_ARG, string_const
 from refimpl.errors import SourceError
 from refimpl.trt_convert.function import is_engine
@@ -89,55 +92,91 @@ def write_saved_model(
         builder.save()
 
 
-def flat_graph(
-    folder: Path, manifest: Manifest, record: SignatureRecord, graph_def: Any, inputs: Names, outputs: Names
-) -> Any:
-    """The converted graph: engine nodes on top, inputs and outputs under their names.
+@dataclass(frozen=True)
+class Flat:
+    """A frozen model that was converted, and how it comes back flat: engine nodes on top, the old names at both ends.
 
-    Args:
+    Attributes:
         folder: the bundle.
         manifest: the bundle's.
         record: the signature's.
-        graph_def: the frozen graph that was converted; the answer when nothing became an engine.
+        graph_def: the frozen graph that was converted.
         inputs: of the signature.
         outputs: of the signature.
     """
-    meta_graph = read_meta_graph(folder, manifest.tags)
-    function = stitched_function(meta_graph, manifest, record)
-    if function is None:
-        return graph_def
-    names = {index: inputs[spec.name].split(":")[0] for index, spec in enumerate(record.signature.inputs)}
-    last = len(function.signature.input_arg) - 1
-    flat, results = gd.function_body(function, {**names, last: ASSET_ARG})
-    shapes = {node.name: node.attr["shape"] for node in graph_def.node if node.op == "Placeholder"}
-    kept = [node for node in flat.node if node.name != ASSET_ARG]
-    for node in kept:
-        if node.op == "Placeholder" and node.name in shapes:
-            node.attr["shape"].CopyFrom(shapes[node.name])
-    body = gd.new_graph_def(node=[string_const(ASSET_ARG, str(folder / bundle.POINTER)), *kept])
-    body.versions.CopyFrom(graph_def.versions)
-    present = {node.name for node in body.node}
-    made: dict[str, dict[int, str]] = {}
-    for spec, result in zip(record.signature.outputs, results, strict=True):
-        ref = gd.parse_ref(outputs[spec.name])
-        if ref.node not in present:
-            made.setdefault(ref.node, {})[ref.index] = result
-    dtypes = {spec.name: tf.as_dtype(spec.dtype).as_datatype_enum for spec in record.signature.outputs}
-    by_tensor = {tensor: dtypes[key] for key, tensor in outputs.items()}
-    for name, tensors in made.items():
-        filled = [tensors.get(index, next(iter(tensors.values()))) for index in range(max(tensors) + 1)]
-        types = [by_tensor.get(f"{name}:{index}", by_tensor[f"{name}:{min(tensors)}"]) for index in range(len(filled))]
-        body.node.append(gd.make_node(name, "IdentityN", filled, T=gd.types_attr(types)))
-    library = {item.signature.name: item for item in meta_graph.graph_def.library.function}
-    body.library.function.extend(gd.functions_of(body.node, library).values())
-    return body
+
+    folder: Path
+    manifest: Manifest
+    record: SignatureRecord
+    graph_def: Any
+    inputs: Names
+    outputs: Names
+
+    def graph(self) -> Any:
+        """A GraphDef for this process; the frozen one when nothing became an engine."""
+        meta_graph = read_meta_graph(self.folder, self.manifest.tags)
+        function = stitched_function(meta_graph, self.manifest, self.record)
+        if function is None:
+            return self.graph_def
+        path = string_const(ASSET_ARG, str(self.folder / bundle.POINTER))
+        found = gd.new_graph_def(node=[path, *self._nodes(function, ASSET_ARG)])
+        found.versions.CopyFrom(self.graph_def.versions)
+        library = {item.signature.name: item for item in meta_graph.graph_def.library.function}
+        found.library.function.extend(gd.functions_of(found.node, library).values())
+        return found
+
+    def install(self) -> None:
+        """Let the bundle's own graph be flat: TF1 has no functions where a signature is looked for."""
+        file = self.folder / "saved_model.pb"
+        proto = saved_model_pb2.SavedModel()
+        proto.ParseFromString(file.read_bytes())
+        (meta_graph,) = proto.meta_graphs
+        function = stitched_function(meta_graph, self.manifest, self.record)
+        if function is None:
+            return
+        old = {node.name: node for node in meta_graph.graph_def.node}
+        kept = gd.reachable(old, [INIT, PATH_READ])
+        nodes = [*(node for name, node in old.items() if name in kept), *self._nodes(function, PATH_READ)]
+        del meta_graph.graph_def.node[:]
+        meta_graph.graph_def.node.extend(nodes)
+        for key, info in meta_graph.signature_def[self.record.signature.key].outputs.items():
+            info.name = self.outputs[key]
+        file.write_bytes(proto.SerializeToString())
+        bundle.seal(self.folder, self.manifest)
+
+    def _nodes(self, function: Any, path: str) -> list[Any]:
+        """The stitched function's nodes, fed by Placeholders; ``path`` is the node that gives the bundle's path."""
+        names = {index: self.inputs[spec.name].split(":")[0] for index, spec in enumerate(self.record.signature.inputs)}
+        last = len(function.signature.input_arg) - 1
+        flat, results = gd.function_body(function, {**names, last: path})
+        shapes = {node.name: node.attr["shape"] for node in self.graph_def.node if node.op == "Placeholder"}
+        relays = {node.name: node.input[0] for node in flat.node if node.name.startswith("result/")}
+        results = [relays.get(gd.parse_ref(text).node, text) for text in results]
+        kept = [node for node in flat.node if node.name != path and node.name not in relays]
+        for node in kept:
+            if node.op == "Placeholder" and node.name in shapes:
+                node.attr["shape"].CopyFrom(shapes[node.name])
+        return [*kept, *self._outputs({node.name for node in kept}, results)]
+
+    def _outputs(self, present: set[str], results: Sequence[str]) -> Iterator[Any]:
+        """Nodes that have the names of outputs which went into an engine."""
+        made: dict[str, dict[int, tuple[str, int]]] = {}
+        for spec, result in zip(self.record.signature.outputs, results, strict=True):
+            ref = gd.parse_ref(self.outputs[spec.name])
+            if ref.node not in present:
+                made.setdefault(ref.node, {})[ref.index] = result, tf.as_dtype(spec.dtype).as_datatype_enum
+        for name, tensors in made.items():
+            # An output that nobody asked for has the first one's place, so that the others keep theirs.
+            filled = [tensors.get(index, next(iter(tensors.values()))) for index in range(max(tensors) + 1)]
+            types = gd.types_attr([dtype for _, dtype in filled])
+            yield gd.make_node(name, "IdentityN", [tensor for tensor, _ in filled], T=types)
 
 
 def watch(graph_def: Any, feeds: Mapping[str, Any]) -> dict[str, tuple[list[Any], list[Any]]]:
     """Run a converted graph once; the values that enter and leave every island, by its name.
 
     Args:
-        graph_def: what :func:`flat_graph` made.
+        graph_def: what :meth:`Flat.graph` made.
         feeds: arrays by tensor name.
 
     Raises:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import refimpl
-from refimpl import env, tftrt_env
+from refimpl import bundle, env, tftrt_env
 from refimpl.bundle import Manifest
 from refimpl.errors import first_line
 from refimpl.recipe import Recipe
@@ -186,9 +186,11 @@ class TrtGraphConverter:
         record = next(item for item in manifest.signatures if item.signature.key == self._key())
         self._home, self._folder = home, folder
         _kept.append(home)
-        self._converted_graph_def = frozen.flat_graph(
+        flat = frozen.Flat(
             folder, manifest, record, self._frozen.graph_def, dict(self._frozen.inputs), dict(self._frozen.outputs)
         )
+        self._converted_graph_def = flat.graph()
+        flat.install()
         if self._max_batch_size is not None:
             self._build_static(manifest, record.signature)
         left = in_tftrt_words(record.left, tftrt_env.read().denylist)
@@ -234,8 +236,9 @@ class TrtGraphConverter:
             "workspace_size_bytes": params.max_workspace_size_bytes,
             "allow_build_at_runtime": True,
         }
-        if self._max_batch_size is not None:
-            found["max_batch_size"] = self._max_batch_size
+        found["max_batch_size"] = -1 if self._max_batch_size is None else self._max_batch_size
+        if not self._is_dynamic_op:
+            found["serialized_segment"] = f"{bundle.FOLDER}/islands"  # where the engine is, which TF-TRT kept here
         return found
 
     def calibrate(

@@ -49,10 +49,14 @@ def stitched_function(meta_graph: Any, manifest: Manifest, record: SignatureReco
 
 
 def set_attributes(graph_def: Any, **values: str | int | bool) -> None:
-    """Put private attributes on every engine node of a GraphDef, its functions included; ``mode=1`` is ``_mode``."""
+    """Put private attributes on every engine node of a GraphDef, its functions included; ``mode=1`` is ``_mode``.
+
+    ``_segment_func`` names the function of its native segment.
+    """
     for nodes in [graph_def.node, *(function.node_def for function in graph_def.library.function)]:
         for node in nodes:
             if is_engine(node):
+                node.attr["_segment_func"].func.name = f"{node.name}_native_segment"
                 for key, value in values.items():
                     _set(node.attr[f"_{key}"], value)
 

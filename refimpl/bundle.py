@@ -121,6 +121,7 @@ class SignatureRecord:
     islands: tuple[IslandRecord, ...] = ()
     left: tuple[LeftOp, ...] = ()
     ops_total: int = 0
+    tried: tuple[Mapping[str, Any], ...] = ()  # what --precision auto measured
 
     @property
     def ops_converted(self) -> int:
@@ -139,6 +140,7 @@ class SignatureRecord:
             "islands": [island.to_json() for island in self.islands],
             "left": [[op.name, op.type, op.reason] for op in self.left],
             "ops_total": self.ops_total,
+            "tried": list(self.tried),
         }
 
     @staticmethod
@@ -150,6 +152,7 @@ class SignatureRecord:
             islands=tuple(IslandRecord.from_json(item) for item in data["islands"]),
             left=tuple(LeftOp(name=name, type=kind, reason=reason) for name, kind, reason in data["left"]),
             ops_total=data["ops_total"],
+            tried=tuple(data["tried"]),
         )
 
 

@@ -42,6 +42,7 @@ from refimpl.recipe import Recipe
 from refimpl.specs import TensorSpec
 
 Tell = Callable[[str], None]
+_WARNINGS = 3  # of calibration that are shown
 _LOOSEST_FIRST = ("int8", "bf16", "fp16", "quantized", "tf32", "half", "fp32")
 
 
@@ -197,7 +198,22 @@ def _convert_signature(job: _Job, key: str, index: int) -> Converted:
         attributes = {"_precision_mode": _MODES[mode], "_profile_strategy": recipe.profile}
         stitched = stitch_signature(graph, named, job.bundle_id, attributes) if named else None
     record, files = _record(plan, named)
-    return Converted(record, stitched, files, seen.notes, seen, precision)
+    notes = (*seen.notes, *_calibration_notes(precision))
+    record = replace(record, tried=tuple(item.to_json() for item in precision.tried))
+    return Converted(record, stitched, files, notes, seen, precision)
+
+
+def _calibration_notes(precision: PrecisionStage) -> tuple[str, ...]:
+    """What calibration warned about; a table may warn about every tensor, so the rest is only counted."""
+    table = precision.table()
+    warnings = table.warnings if table is not None else ()
+    shown = tuple(f"calibration: {line}" for line in warnings[:_WARNINGS])
+    if len(warnings) <= _WARNINGS:
+        return shown
+    return (
+        *shown,
+        f"calibration: {len(warnings) - _WARNINGS} more warnings; see refimpl calibration show BUNDLE/{bundle.CALIBRATION}",
+    )
 
 
 def _kept(source: Source, key: str, reason: str) -> Converted:

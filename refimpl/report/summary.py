@@ -11,9 +11,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from refimpl.bundle import IDLE_OPS, LeftOp, Manifest, SignatureRecord
+from refimpl.bundle import IDLE_OPS, IslandRecord, LeftOp, Manifest, SignatureRecord
 from refimpl.specs import Signature
 
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 _MANY = 12  # rows of reasons or islands shown before the rest is only counted
 
 
@@ -86,7 +87,7 @@ def _signature(record: SignatureRecord, sizes: Mapping[str, int]) -> RenderableT
     if not record.converted:
         return Text.assemble("\nsignature ", (record.signature.key, "bold"), f": stays in TensorFlow ({record.reason})")
     head = _headline(record.signature, record.ops_converted, record.ops_total, len(record.islands))
-    table = Table("island", "ops", "engine", "size", "verified", box=None, pad_edge=False)
+    table = Table("island", "ops", "engine", "precision", "size", "verified", box=None, pad_edge=False)
     for island in record.islands[:_MANY]:
         for index, engine in enumerate(island.engines):
             first = index == 0
@@ -94,6 +95,7 @@ def _signature(record: SignatureRecord, sizes: Mapping[str, int]) -> RenderableT
                 island.name if first else "",
                 str(len(island.ops)) if first else "",
                 engine.kind,
+                engine.precision,
                 _mib(sizes.get(engine.file, 0)) if engine.file else "not built",
                 (island.verified or "NO") if first else "",
             )
@@ -101,7 +103,48 @@ def _signature(record: SignatureRecord, sizes: Mapping[str, int]) -> RenderableT
     if len(record.islands) > _MANY:
         parts.append(f"... and {len(record.islands) - _MANY} more islands")
     parts += [f"{island.name}: {note}" for island in record.islands for note in island.notes]
-    return Group(*parts)
+    if record.tried:
+        parts.append(_tried(record.tried))
+    return Group(*parts, *_lifted(record.islands))
+
+
+def _tried(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What ``--precision auto`` measured; costs are estimates."""
+    table = Table("tried", "metric", "drop", "cost", "verdict", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(
+            row["name"], f"{row['metric']:.4f}", f"{row['drop']:.4f}", f"{100 * row['cost']:.0f} %", row["verdict"]
+        )
+    return table
+
+
+def _lifted(islands: Sequence[IslandRecord]) -> list[RenderableType]:
+    """Products that compute in more than was asked for, by reason."""
+    wanted = {island.name: island.precision for island in islands}
+    rows = [
+        (name, precision, reason)
+        for island in islands
+        for name, op, precision, reason in island.layers
+        if reason and op in _PRODUCTS and precision != wanted[island.name]
+    ]
+    if not rows:
+        return []
+    table = Table("products", "in", "why not less", box=None, pad_edge=False)
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for name, precision, reason in rows:
+        grouped.setdefault((precision, reason), []).append(name)
+    for (precision, reason), names in sorted(grouped.items(), key=lambda item: -len(item[1]))[:_MANY]:
+        shown = _tail(names[0]) if len(names) == 1 else f"{len(names)}: {_tail(names[0])} ..."
+        table.add_row(shown, precision, reason)
+    found: list[RenderableType] = [table]
+    if len(grouped) > _MANY:
+        found.append(f"... and {len(grouped) - _MANY} more reasons (all of them with --json)")
+    return found
+
+
+def _tail(name: str) -> str:
+    """The end of a long name: TensorFlow's names differ there."""
+    return name if len(name) <= 30 else f"...{name[-27:]}"
 
 
 def _headline(signature: Signature, converted: int, total: int, islands: int) -> Text:

@@ -85,10 +85,11 @@ class TopKTest(OneEngine):
 
 
 class Int32Test(OneEngine):
-    """Integers that are gathered with, reshaped and cast, beside floats."""
+    """Integers that are gathered with, compared, reshaped and cast, beside floats."""
 
     def GraphFn(self, x):
         y = tf.gather(constant(10, 4), tf.minimum(x, 9))
+        y = tf.where(tf.expand_dims(x, -1) > tf.expand_dims(tf.minimum(x, 4), -1), y, -y)
         y = y * tf.cast(tf.expand_dims(tf.maximum(x, 2), -1), tf.float32)
         return tf.identity(tf.nn.relu(y), name="output_0")
 

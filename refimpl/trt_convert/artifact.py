@@ -16,11 +16,14 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from refimpl import bundle, runtime, tftrt_env
 from refimpl.bundle import EngineRecord, IslandRecord, Manifest
-from refimpl.engines import BuildOptions, Profile, tensorrt
+from refimpl.engines import BuildOptions, OpenEngine, Profile, onnxruntime, tensorrt
 from refimpl.errors import BuildError, RecipeError
+from refimpl.numerics import disagreement
 from refimpl.profiles import profiles_for
 from refimpl.runtime.building import ABORTED, covers
 from refimpl.specs import TensorSpec
+from refimpl.tolerance import tolerance_for
+from refimpl.trt_convert.params import log
 from refimpl.trt_convert.view import set_attributes
 
 Cuts = Mapping[str, tuple[list[Any], list[Any]]]  # by island: values that enter and values that leave
@@ -84,13 +87,13 @@ class Builder:
     Attributes:
         folder: the bundle.
         seen: one item per sample of the user's.
-        drawn: values at the cuts of a sample that was made up, of the first sample's shapes.
+        probes: values at the cuts for inputs that engines take, the most telling first, to prove engines with.
         options: of the builds.
     """
 
     folder: Path
     seen: Sequence[Cuts]
-    drawn: Cuts
+    probes: Sequence[Cuts]
     options: BuildOptions
 
     def build(self) -> tuple[Manifest, dict[str, str]]:
@@ -110,7 +113,8 @@ class Builder:
                 return _with_engine(island, EngineRecord(**_waiting(island), profiles=()))
 
         manifest = _with_islands(self.folder, change)
-        if any(engine.precision == "tf32" for island in manifest.islands for engine in island.engines):
+        rounded = any(engine.precision == "tf32" for island in manifest.islands for engine in island.engines)
+        if rounded and manifest.precision == "fp32":
             manifest = bundle.seal(self.folder, replace(manifest, precision="tf32"))
         return manifest, failures
 
@@ -132,22 +136,26 @@ class Builder:
         file = f"{bundle.FOLDER}/islands/{island.name}{tensorrt.SUFFIX}"
         tensorrt.build(self.folder / stored, self.folder / file, profiles, self.options)
         precision = "tf32" if self.options.tf32 and island.precision == "fp32" else island.precision
-        probe = self._probe(island, profiles)
-        return replace(
-            _with_engine(island, replace(record, file=file, version=tensorrt.version(), precision=precision)),
-            probe=probe,
-        )
+        if island.probe:
+            self._renew_probe(island, profiles, onnxruntime.open(self.folder / stored))
+        return _with_engine(island, replace(record, file=file, version=tensorrt.version(), precision=precision))
 
-    def _probe(self, island: IslandRecord, profiles: Sequence[Profile]) -> str:
-        """The island's probe; a new one when the engine would not take the old one's shapes."""
-        if not island.probe:
-            return ""
+    def _renew_probe(self, island: IslandRecord, profiles: Sequence[Profile], proven: OpenEngine) -> None:
+        """Store a new probe when the engine would not take the old one's shapes.
+
+        The embedded engine, which was verified, must agree with it: values far from the calibrated ones say nothing of
+        an int8 engine.
+        """
         inputs, _ = runtime.read_probe(self.folder / island.probe)
         if not profiles or any(covers(profile, inputs) for profile in profiles):
-            return island.probe
-        entering, leaving = self.drawn[island.name]
-        runtime.write_probe(self.folder / island.probe, entering, leaving)
-        return island.probe
+            return
+        for probe in self.probes:
+            entering, leaving = probe[island.name]
+            pairs = zip(island.outputs, leaving, proven.run(entering), strict=True)
+            if not any(disagreement(want, got, tolerance_for(island.precision, s.dtype)) for s, want, got in pairs):
+                runtime.write_probe(self.folder / island.probe, entering, leaving)
+                return
+        log.warning("%s: no values of these shapes can prove its engine, so the embedded one will run", island.name)
 
 
 def _plain(profile: Profile) -> dict[str, Any]:

@@ -112,6 +112,7 @@ class TrtGraphConverterV2:
         self._calibrated = False
         self._test_only_disable_non_trt_optimizers = False  # TF-TRT's own tests set it
         self._home: Home | None = None
+        self._real: Mapping[str, Any] | None = None  # a sample of the user's for calibration
         self._converted_func: Any = None
         self._converted_graph_def: Any = None
 
@@ -183,6 +184,7 @@ class TrtGraphConverterV2:
         # Engines of TensorRT are built by build(), from the shapes that it is shown.
         kinds = tuple(kind for kind in recipe.engines if kind != "tensorrt")
         with stored(self._binder.samples(input_fn) if input_fn else None) as samples:
+            self._real = next(iter(samples()), None) if samples else None
             refimpl.convert(str(self._input_saved_model_dir), folder, replace(recipe, engines=kinds), samples=samples)
         artifact.expect_engines(folder)
         self._home, self._folder = home, folder
@@ -280,7 +282,7 @@ class TrtGraphConverterV2:
 
         seen = [artifact.outline(self._natively(sample)) for sample in samples]
         options = BuildOptions(self._manifest.recipe["tf32"], self._manifest.recipe["workspace_bytes"])
-        manifest, failures = artifact.Builder(self._folder, seen, self._drawn(samples[0]), options).build()
+        manifest, failures = artifact.Builder(self._folder, seen, self._probes(samples[0]), options).build()
         for name, why in failures.items():
             log.error("no TensorRT engine could be built for %s: %s", name, why)
         if failures and not tftrt_env.read().native_allowed:
@@ -294,12 +296,15 @@ class TrtGraphConverterV2:
         with runtime.engines_off(self._folder, self._manifest.bundle_id):
             return self._function.watch(sample)
 
-    def _drawn(self, sample: Mapping[str, Any]) -> dict[str, tuple[list[Any], list[Any]]]:
-        """Values at the cuts for random inputs of a sample's shapes, or for the sample where TensorFlow takes none."""
+    def _probes(self, sample: Mapping[str, Any]) -> list[dict[str, tuple[list[Any], list[Any]]]]:
+        """Values at the cuts for inputs of a sample's shapes: real or random ones, where TensorFlow takes them; then its own.
+
+        A sample of build() may be zeros, which prove little.
+        """
         import tensorflow as tf
 
         from refimpl.converter.samples import Sample, made_up
-        from refimpl.trt_convert.inputs import tensors_of
+        from refimpl.trt_convert.inputs import resized, tensors_of
 
         found: list[dict[str, tuple[list[Any], list[Any]]]] = []
 
@@ -310,9 +315,12 @@ class TrtGraphConverterV2:
                 return False
             return True
 
-        shapes = {name: [tuple(value.shape)] for name, value in sample.items()}
-        made_up(self._record().signature, shapes, accepts, count=1)
-        return found[0] if found else self._natively(sample)
+        shapes = {name: tuple(value.shape) for name, value in sample.items()}
+        if self._real is not None:
+            accepts(Sample("calibration", resized(self._real, shapes)))
+        else:
+            made_up(self._record().signature, {name: [shape] for name, shape in shapes.items()}, accepts, count=1)
+        return [*found, self._natively(sample)]
 
     def _call(self, sample: Mapping[str, Any]) -> None:
         import tensorflow as tf

@@ -101,6 +101,11 @@ def tensors_of(values: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
     return {name: tf.constant(value) for name, value in values.items()}
 
 
+def resized(values: Mapping[str, np.ndarray[Any, Any]], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Arrays of other shapes that hold the same values, in turn."""
+    return {name: np.resize(value, shapes[name]) for name, value in values.items()}
+
+
 def input_specs(meta_graph: Any, key: str) -> tuple[TensorSpec, ...]:
     """The inputs of a signature, by name."""
     found = []

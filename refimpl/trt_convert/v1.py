@@ -220,7 +220,7 @@ class TrtGraphConverter:
             log.warning("engines are built when the graph runs, since no input could be made up: %s", first_line(error))
             return
         options = BuildOptions(manifest.recipe["tf32"], manifest.recipe["workspace_bytes"])
-        _, failures = artifact.Builder(self._folder, [cuts], cuts, options).build()
+        _, failures = artifact.Builder(self._folder, [cuts], [cuts], options).build()
         runtime.forget(self._folder)
         for name, why in failures.items():
             log.error("no TensorRT engine could be built for %s: %s", name, why)

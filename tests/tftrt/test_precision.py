@@ -10,8 +10,9 @@ import pytest
 import tensorflow as tf
 
 import refimpl
-from refimpl import bundle
+from refimpl import bundle, runtime
 from refimpl import trt_convert as trt
+from refimpl.engines import tensorrt
 from tests.tftrt.models import WIDE, call, converter
 
 PRECISION = "_precision_mode"
@@ -79,6 +80,10 @@ def test_int8_in_dynamic_shape_mode_is_calibrated_by_build(tmp_path):
     assert all(node.attr["_calibration_data"].s for node in engine_nodes(made))
     made.save(str(tmp_path / "out"), save_gpu_specific_engines=False)
     assert_close(call(tmp_path / "out", x=values()), 0.1)
+    inputs, _ = runtime.read_probe(made._folder / made._manifest.islands[0].probe)
+    if tensorrt.version():
+        assert inputs[0].shape == (8, 32)
+        assert set(np.unique(inputs[0])) <= set(np.unique(values(4))), "real values, within the calibrated range"
     records = {engine.kind: engine for engine in bundle.read(tmp_path / "out").islands[0].engines}
     assert records["tensorrt"].profiles[0]["max"][0] == [8, 32], "of build()'s shapes, not of the calibration's"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,8 @@ from refimpl.profiles import profile_at_runtime
 from refimpl.tolerance import tolerance_for
 
 Array = np.ndarray[Any, Any]
-Build = Callable[[Sequence[Array]], tuple[Profile, OpenEngine]]
+Entry = tuple[tuple[Profile, ...], OpenEngine]  # what an engine takes, and the engine
+Build = Callable[[Sequence[Array]], Entry]
 ABORTED = "Engine creation aborted by TF_TRT_ABORT_CUDA_ENGINE_BUILD variable"  # TF-TRT's words
 
 
@@ -34,6 +36,12 @@ def covers(profile: Profile, inputs: Sequence[Array]) -> bool:
 
 def _between(low: Sequence[int], value: Sequence[int], high: Sequence[int]) -> bool:
     return len(low) == len(value) and all(a <= b <= c for a, b, c in zip(low, value, high, strict=True))
+
+
+def _reach(profiles: Sequence[Profile], inputs: Sequence[Array]) -> list[int] | None:
+    """How large the largest shapes are of the smallest profile that takes these inputs; None when none does."""
+    found = [profile for profile in profiles if covers(profile, inputs)]
+    return min(([math.prod(shape) for shape in profile.max] for profile in found), default=None)
 
 
 @dataclass
@@ -55,7 +63,7 @@ class EngineCache:
 
     def __init__(self, capacity: int, build: Build) -> None:
         self._capacity, self._build = capacity, build
-        self._entries: list[tuple[Profile, OpenEngine]] = []  # the most recently used last
+        self._entries: list[Entry] = []  # the most recently used last
         self._failures: dict[tuple[tuple[int, ...], ...], _Failure] = {}
         self._lock = threading.Lock()  # other callers of the island wait for a build, as they do in TF-TRT
 
@@ -69,9 +77,9 @@ class EngineCache:
             RunError: it cannot be built; the message says why.
         """
         with self._lock:
-            matching = [entry for entry in self._entries if covers(entry[0], inputs)]
+            matching = [(reach, entry) for entry in self._entries if (reach := _reach(entry[0], inputs)) is not None]
             if matching:
-                found = min(matching, key=lambda entry: [np.prod(shape) for shape in entry[0].max])
+                found = min(matching, key=lambda item: item[0])[1]
                 self._entries.remove(found)
             else:
                 found = self._built(inputs)
@@ -80,7 +88,7 @@ class EngineCache:
             self._entries.append(found)
             return found[1]
 
-    def _built(self, inputs: Sequence[Array]) -> tuple[Profile, OpenEngine]:
+    def _built(self, inputs: Sequence[Array]) -> Entry:
         shapes = tuple(value.shape for value in inputs)
         failure = self._failures.get(shapes)
         if failure and failure.wait:
@@ -132,7 +140,7 @@ class GrowingEngine:
             return self._stored.run(inputs)
         return self.cache.get(inputs).run(inputs)
 
-    def _build(self, inputs: Sequence[Array]) -> tuple[Profile, OpenEngine]:
+    def _build(self, inputs: Sequence[Array]) -> Entry:
         """Build for these inputs, and let it agree with the embedded engine, which TensorFlow has proven."""
         if tftrt_env.read().abort_builds:
             raise BuildError(ABORTED)
@@ -150,7 +158,7 @@ class GrowingEngine:
             if why := disagreement(want, value, tolerance_for(self._precision, spec.dtype)):
                 raise RunError(f"the engine that was built here disagrees with the embedded one: {why}")
         self._last = next(profile for profile in profiles if covers(profile, inputs))
-        return self._last, engine
+        return profiles, engine
 
     def _wanted(self, inputs: Sequence[Array]) -> tuple[Profile, ...]:
         """The profiles that were recorded when they take these inputs, else one made for them."""

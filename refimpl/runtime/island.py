@@ -161,11 +161,18 @@ class IslandRuntime:
     def _engine(self, record: IslandRecord, kind: str, stored: EngineRecord) -> engines.OpenEngine:
         """The stored engine, proven; one of TensorRT grows to shapes that it does not take, where that is allowed."""
         engine = None
-        if stored.file:
-            engine = engines.kind(kind).open(self._checked_engine(stored.file))
-            self._prove(record, stored.precision, engine)
-        if kind != "tensorrt" or (engine and not (stored.profiles and self._may_build())):
-            assert engine is not None
+        grows = kind == "tensorrt" and self._may_build()
+        try:
+            if stored.file:
+                engine = engines.kind(kind).open(self._checked_engine(stored.file))
+                self._prove(record, stored.precision, engine)
+        except RefimplError as error:
+            if not grows:
+                raise
+            engine = None
+            text = "refimpl: island %s: its stored engine is not used here (%s); another is built"
+            _warn_once(f"{self._owner.path}/{self._name}/{error.message}", text, self._name, error.message)
+        if engine is not None and not (grows and stored.profiles):
             return engine
         assert self._owner.manifest is not None
         source = next(item for item in record.engines if item.kind == "onnxruntime")

@@ -297,7 +297,7 @@ class TrtGraphConverterV2:
             return self._function.watch(sample)
 
     def _probes(self, sample: Mapping[str, Any]) -> list[dict[str, tuple[list[Any], list[Any]]]]:
-        """Values at the cuts for inputs of a sample's shapes: real or random ones, where TensorFlow takes them; then its own.
+        """Values at the cuts for inputs of a sample's shapes: real or random ones first, then the sample's own.
 
         A sample of build() may be zeros, which prove little.
         """

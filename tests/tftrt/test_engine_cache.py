@@ -36,13 +36,13 @@ class Shop:
         self.broken: set[tuple[int, ...]] = set()
         self.strategy, self.last = strategy, None
 
-    def build(self, inputs: Sequence[np.ndarray]) -> tuple[Profile, str]:
+    def build(self, inputs: Sequence[np.ndarray]) -> tuple[tuple[Profile, ...], str]:
         shape = inputs[0].shape
         self.built.append(shape)
         if shape in self.broken:
             raise BuildError(f"cannot build {shape}")
         self.last = profile_at_runtime(self.strategy, [X], inputs, self.last)
-        return self.last, f"engine for {shape}"
+        return (self.last,), f"engine for {shape}"
 
 
 def test_the_example_of_tftrts_own_tests():
@@ -253,6 +253,33 @@ def test_an_engine_built_here_that_is_wrong_is_not_used(machine, tmp_path):
     with logged() as lines:
         assert ran(folder, 6) == ["onnxruntime"]
     assert "disagrees with the embedded one" in "".join(lines)
+
+
+def test_an_engine_of_another_machine_is_built_anew_for_the_same_shapes(machine, tmp_path, monkeypatch):
+    folder = saved(tmp_path, 2, 4)
+
+    def refuse(path):
+        if path.name.startswith("trt-serialized-engine"):
+            raise RunError("built for another GPU")
+        return FakeEngine(path)
+
+    monkeypatch.setattr(tensorrt, "open", refuse)
+    with logged() as lines:
+        for size in (2, 3):
+            assert ran(folder, size) == ["tensorrt"]
+    assert machine.builds[1:] == machine.builds[:1], "with the profiles that were recorded"
+    assert len([line for line in lines if "built for another GPU" in line]) == 1
+
+
+def test_an_engine_of_another_machine_is_not_built_anew_without_permission(machine, tmp_path, monkeypatch):
+    folder = saved(tmp_path, 2, allow_build_at_runtime=False)
+
+    def refuse(path):
+        raise RunError("built for another GPU")
+
+    monkeypatch.setattr(tensorrt, "open", refuse)
+    assert ran(folder, 2) == ["onnxruntime"]
+    assert len(machine.builds) == 1
 
 
 def test_builds_can_be_aborted(machine, tmp_path, monkeypatch):

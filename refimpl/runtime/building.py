@@ -14,7 +14,7 @@ import numpy as np
 
 from refimpl import tftrt_env
 from refimpl.bundle import EngineRecord, IslandRecord
-from refimpl.engines import BuildOptions, OpenEngine, Profile, kind, onnxruntime
+from refimpl.engines import BuildOptions, OpenEngine, Profile, kind
 from refimpl.errors import BuildError, RunError
 from refimpl.numerics import disagreement
 from refimpl.profiles import profile_at_runtime
@@ -152,7 +152,7 @@ class GrowingEngine:
             module.build(self._model, file, profiles, BuildOptions(recipe["tf32"], recipe["workspace_bytes"]))
             engine = module.open(file)
         if self._reference is None:
-            self._reference = onnxruntime.open(self._model)
+            self._reference = kind("onnxruntime").open(self._model)
         wanted, got = self._reference.run(inputs), engine.run(inputs)
         for spec, want, value in zip(self._island.outputs, wanted, got, strict=True):
             if why := disagreement(want, value, tolerance_for(self._precision, spec.dtype)):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import refimpl
 from refimpl import bundle, runtime, tf_private
 from refimpl import trt_convert as trt
 from refimpl.engines import tensorrt
@@ -39,7 +40,7 @@ def model(tmp_path_factory):
     with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
         x, values, indices = build_model()
         session.run(tf.compat.v1.global_variables_initializer())
-        tf.compat.v1.saved_model.simple_save(session, str(folder), {"in": x}, {"values": values, "indices": indices})
+        tf.compat.v1.saved_model.simple_save(session, str(folder), {"source": x}, {"values": values, "indices": indices})
         want = session.run([values, indices], {x: VALUE})
         frozen = tf.compat.v1.graph_util.convert_variables_to_constants(
             session, graph.as_graph_def(), ["values", "indices"]
@@ -101,8 +102,12 @@ def test_a_saved_model(model, tmp_path):
         signature = tf.compat.v1.saved_model.load(session, ["serve"], str(tmp_path / "out")).signature_def
         outputs = signature["serving_default"].outputs
         fetches = [outputs["values"].name, outputs["indices"].name]
-        assert_same(session.run(fetches, {signature["serving_default"].inputs["in"].name: VALUE}), want)
+        assert_same(session.run(fetches, {signature["serving_default"].inputs["source"].name: VALUE}), want)
     assert bundle.read(tmp_path / "out").islands
+    with tf_private.eagerly():
+        result = refimpl.load(tmp_path / "out").run({"source": VALUE})
+    assert_same([result.outputs["values"], result.outputs["indices"]], want)
+    assert [run.engine for run in result.islands] != ["native"]
 
 
 def test_create_inference_graph(model, tmp_path):

@@ -17,7 +17,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from refimpl import bundle, runtime, tftrt_env
 from refimpl.bundle import EngineRecord, IslandRecord, Manifest
 from refimpl.engines import BuildOptions, OpenEngine, Profile, onnxruntime, tensorrt
-from refimpl.errors import BuildError, RecipeError
+from refimpl.errors import BuildError, RecipeError, RunError
 from refimpl.numerics import disagreement
 from refimpl.profiles import profiles_for
 from refimpl.runtime.building import ABORTED, covers
@@ -120,6 +120,8 @@ class Builder:
 
     def _with_engine(self, island: IslandRecord) -> IslandRecord:
         recipe = bundle.read(self.folder, check_files=False).recipe
+        if not all(island.name in item for item in (*self.seen, *self.probes)):
+            raise BuildError("this model does not show what enters its islands")
         names = [spec.name for spec in island.inputs]
         values = [dict(zip(names, item[island.name][0], strict=True)) for item in self.seen]
         profiles = profiles_for(recipe["profile"], island.inputs, values)
@@ -151,11 +153,19 @@ class Builder:
             return
         for probe in self.probes:
             entering, leaving = probe[island.name]
-            pairs = zip(island.outputs, leaving, proven.run(entering), strict=True)
-            if not any(disagreement(want, got, tolerance_for(island.precision, s.dtype)) for s, want, got in pairs):
+            if _agrees(island, proven, entering, leaving):
                 runtime.write_probe(self.folder / island.probe, entering, leaving)
                 return
         log.warning("%s: no values of these shapes can prove its engine, so the embedded one will run", island.name)
+
+
+def _agrees(island: IslandRecord, engine: OpenEngine, entering: Sequence[Any], leaving: Sequence[Any]) -> bool:
+    try:
+        found = engine.run(entering)
+    except RunError:
+        return False
+    pairs = zip(island.outputs, leaving, found, strict=True)
+    return not any(disagreement(want, got, tolerance_for(island.precision, s.dtype)) for s, want, got in pairs)
 
 
 def _plain(profile: Profile) -> dict[str, Any]:

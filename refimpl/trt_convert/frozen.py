@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
@@ -192,4 +193,7 @@ def watch(graph_def: Any, feeds: Mapping[str, Any]) -> dict[str, tuple[list[Any]
     with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
         tf.graph_util.import_graph_def(graph_def, name="")
         found: dict[str, tuple[list[Any], list[Any]]] = session.run(fetches, dict(feeds))
-    return {name: (list(entering), list(leaving)) for name, (entering, leaving) in found.items()}
+    return {  # scalars come out as NumPy's, which are no arrays
+        name: ([np.asarray(value) for value in entering], [np.asarray(value) for value in leaving])
+        for name, (entering, leaving) in found.items()
+    }

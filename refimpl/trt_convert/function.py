@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import keyword
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from refimpl.converter import graphdefs as gd
@@ -57,7 +58,7 @@ def load_function(folder: Path, signature: Signature, order: Sequence[str], tags
             watching.append(_concrete(stitched.run_to_cuts, ordered))
         found = watching[0](*(sample[name] for name in order)) if order else watching[0]()
         return {
-            name: ([value.numpy() for value in entering], [value.numpy() for value in leaving])
+            name: ([np.asarray(value) for value in entering], [np.asarray(value) for value in leaving])
             for name, (entering, leaving) in found.items()
         }
 
@@ -90,23 +91,25 @@ class _Stitched:
     """The stitched function inside a loaded signature."""
 
     concrete: Any
-    call: Any  # the operation that calls it
+    call: Any  # the operation of the signature's graph that calls it, or a wrapper that calls it
+    arguments: tuple[Any, ...]  # tensors of the signature's graph
     function: Any  # its FunctionDef
     body: Any  # its nodes as a GraphDef
-    results: tuple[str, ...]  # tensors of the body, one per result
+    results: tuple[str, ...]  # tensors of the body, one per output of ``call``
 
     @staticmethod
     def of(concrete: Any) -> _Stitched | None:
-        """None when the signature is not one call of a function that holds engine nodes."""
+        """None when the signature calls no function that holds engine nodes."""
         graph_def = concrete.graph.as_graph_def()
         functions = {function.signature.name: function for function in graph_def.library.function}
-        calls = [op for op in concrete.graph.get_operations() if op.type.endswith("PartitionedCall")]
-        function = functions.get(calls[0].get_attr("f").name) if len(calls) == 1 else None
-        if function is None or not any(is_engine(node) for node in function.node_def):
-            return None
-        body, results = gd.function_body(function)
-        body.library.CopyFrom(graph_def.library)
-        return _Stitched(concrete, calls[0], function, body, tuple(results))
+        for call in concrete.graph.get_operations():
+            called = functions.get(call.get_attr("f").name) if call.type.endswith("PartitionedCall") else None
+            for function, arguments, picked in _bodies(call, called, functions) if called is not None else ():
+                if any(is_engine(node) for node in function.node_def):
+                    body, results = gd.function_body(function)
+                    body.library.CopyFrom(graph_def.library)
+                    return _Stitched(concrete, call, arguments, function, body, tuple(results[i] for i in picked))
+        return None
 
     def run(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Import the body into the current graph; the signature's outputs by name."""
@@ -147,7 +150,7 @@ class _Stitched:
             else graph.capture(self.concrete.captured_inputs[index - given])
             for index, tensor in enumerate(self.concrete.inputs)
         }
-        computed = [tensor.name for tensor in self.call.inputs if tensor.name not in known]
+        computed = [tensor.name for tensor in self.arguments if tensor.name not in known]
         if computed:
             before = tf.compat.v1.graph_util.extract_sub_graph(
                 self.concrete.graph.as_graph_def(), [name.split(":")[0] for name in computed]
@@ -155,7 +158,7 @@ class _Stitched:
             names = {node.name for node in before.node}
             fed = {name: value for name, value in known.items() if name.split(":")[0] in names}
             known.update(zip(computed, self._import(before, fed, computed), strict=True))
-        return [known[tensor.name] for tensor in self.call.inputs]
+        return [known[tensor.name] for tensor in self.arguments]
 
     @staticmethod
     def _import(graph_def: Any, fed: Mapping[str, Any], wanted: Sequence[str]) -> list[Any]:
@@ -177,6 +180,21 @@ class _Stitched:
                 tensor = tensor.op.inputs[0]  # behind an Identity
             found[name] = tensor.value_index
         return found
+
+
+def _bodies(call: Any, called: Any, functions: Mapping[str, Any]) -> Iterator[tuple[Any, tuple[Any, ...], list[int]]]:
+    """What a call may run: the function that it calls, and the one that this calls in turn, if it is a mere wrapper.
+
+    Yields:
+        The function, the tensors that become its arguments, and which of its results each output of the call is.
+    """
+    yield called, tuple(call.inputs), list(range(len(call.outputs)))
+    position = {arg.name: index for index, arg in enumerate(called.signature.input_arg)}
+    for node in called.node_def:
+        name = node.attr["f"].func.name
+        if node.op.endswith("PartitionedCall") and name in functions and position.keys() >= set(node.input):
+            picked = [int(called.ret[arg.name].rsplit(":", 1)[1]) for arg in called.signature.output_arg]
+            yield functions[name], tuple(call.inputs[position[text]] for text in node.input), picked
 
 
 def is_engine(node: Any) -> bool:

@@ -40,7 +40,9 @@ def model(tmp_path_factory):
     with graph.as_default(), tf.compat.v1.Session(graph=graph) as session:
         x, values, indices = build_model()
         session.run(tf.compat.v1.global_variables_initializer())
-        tf.compat.v1.saved_model.simple_save(session, str(folder), {"source": x}, {"values": values, "indices": indices})
+        tf.compat.v1.saved_model.simple_save(
+            session, str(folder), {"source": x}, {"values": values, "indices": indices}
+        )
         want = session.run([values, indices], {x: VALUE})
         frozen = tf.compat.v1.graph_util.convert_variables_to_constants(
             session, graph.as_graph_def(), ["values", "indices"]

@@ -3,6 +3,7 @@
 Flags, each ``0`` or ``1``:
 
     REFIMPL_TF_LOGS    1 shows TensorFlow's own start-up messages and warnings; 0 (the default) its errors only
+    REFIMPL_TFTRT_OPS  1 lets refimpl.trt_convert keep to the ops that TF-TRT took; 0 (the default) takes more
 
 Nothing here imports TensorFlow or another vendor's library.
 """
@@ -44,6 +45,11 @@ def flag(name: str, *, default: bool, environ: Mapping[str, str] = os.environ) -
     if raw not in ("0", "1"):
         raise RecipeError(f"environment variable {name} is {raw!r}", hint=f"set {name} to 0 or 1, or unset it")
     return raw == "1"
+
+
+def variables(prefix: str) -> dict[str, str]:
+    """Every variable whose name starts with ``prefix``, as it is now: callers may change them between calls."""
+    return {name: value for name, value in os.environ.items() if name.startswith(prefix)}
 
 
 @functools.cache

@@ -17,6 +17,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "auto")
 CALIBRATORS = ("entropy", "minmax", "percentile")
 METRICS = ("agreement", "top1")  # or package.module:function
 PROFILES = ("range", "optimal", "range+optimal", "implicit-batch")
+OP_SETS = ("tensorrt", "tf-trt", "tf-trt-implicit")
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -51,6 +52,10 @@ class Recipe:
         max_drop: for ``auto``, how far the metric may fall below TensorFlow's (0.005 is half a percentage point).
         metric: for ``auto``: ``agreement`` (1 minus the relative error), ``top1`` (share of rows with TensorFlow's
             largest output), or ``package.module:function`` of ``(outputs, sample)``, which may use labels.
+        op_set: ``tensorrt`` converts what today's TensorRT takes; ``tf-trt`` only what TF-TRT took of it in dynamic
+            shape mode, ``tf-trt-implicit`` in implicit batch mode.
+        max_cached_engines: how many TensorRT engines that were built while the bundle ran an island may keep.
+        build_at_runtime: build a TensorRT engine for shapes that no stored one takes, where TensorRT can execute.
     """
 
     signatures: tuple[str, ...] = ()
@@ -73,6 +78,9 @@ class Recipe:
     calibration_table: str = ""
     max_drop: float = 0.005
     metric: str = "agreement"
+    op_set: str = "tensorrt"
+    max_cached_engines: int = 1
+    build_at_runtime: bool = False
 
     def __post_init__(self) -> None:
         _one_of("precision", (self.precision,), PRECISIONS)
@@ -85,12 +93,15 @@ class Recipe:
             raise RecipeError(f"max_drop is {self.max_drop}", hint="give a share from 0 to 1, or a percentage: 0.5%")
         _one_of("engine", self.engines, ENGINES)
         _one_of("profile", (self.profile,), PROFILES)
+        _one_of("op_set", (self.op_set,), OP_SETS)
         if self.min_segment_size < 1:
             raise RecipeError(
                 f"min_segment_size is {self.min_segment_size}", hint="give 1 to convert even single ops, 3 by default"
             )
         if self.max_engines < 0 or self.workspace_bytes < 0:
             raise RecipeError("max_engines and workspace_bytes cannot be negative", hint="0 means no limit")
+        if self.max_cached_engines < 0:
+            raise RecipeError("max_cached_engines cannot be negative", hint="0 means no limit")
         for name, shape in self.shapes:
             if any(size < 1 for size in shape):
                 raise RecipeError(f"shape of {name!r} is {shape}", hint="every dimension must be at least 1")

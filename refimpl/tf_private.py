@@ -6,10 +6,12 @@ Each function says what it needs that the public API does not give. Verified wit
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from tensorflow.core.framework import op_def_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
+from tensorflow.python.eager import context
 from tensorflow.python.framework import op_def_registry
 from tensorflow.python.framework.convert_to_constants import disable_lower_using_switch_merge
 from tensorflow.python.grappler import tf_optimizer
@@ -47,3 +49,9 @@ def inline_functions(graph_def: Any, feeds: Sequence[str], fetches: Sequence[str
     rewrite.optimizers.append("function")
     rewrite.function_optimization = rewriter_config_pb2.RewriterConfig.AGGRESSIVE
     return tf_optimizer.OptimizeGraph(config, meta_graph)
+
+
+def eagerly() -> AbstractContextManager[None]:
+    """A context in which TensorFlow executes eagerly, in programs of TF1 too."""
+    manager: AbstractContextManager[None] = context.eager_mode()
+    return manager

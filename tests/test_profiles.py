@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refimpl.converter.profiles import profiles_for
 from refimpl.engines import Profile
+from refimpl.profiles import profiles_for
 from refimpl.specs import TensorSpec
 
 X = TensorSpec("x", "float32", (None, None))

@@ -31,6 +31,9 @@ OTHER = {
     "calibration_table": "ranges.json",
     "max_drop": 0.01,
     "metric": "top1",
+    "op_set": "tf-trt",
+    "max_cached_engines": 4,
+    "build_at_runtime": True,
 }
 
 
@@ -56,6 +59,8 @@ def test_every_field_changes_the_digest():
         ({"profile": "largest"}, "profile 'largest' is not known"),
         ({"min_segment_size": 0}, "min_segment_size is 0"),
         ({"max_engines": -1}, "cannot be negative"),
+        ({"op_set": "tensorrt-8"}, "op_set 'tensorrt-8' is not known"),
+        ({"max_cached_engines": -1}, "cannot be negative"),
         ({"workspace_bytes": -1}, "cannot be negative"),
         ({"shapes": (("x", (1, 0)),)}, "shape of 'x'"),
         ({"shapes": (("x", (-1, 3)),)}, "shape of 'x'"),

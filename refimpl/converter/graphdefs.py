@@ -243,6 +243,34 @@ def make_function(
     return function
 
 
+def function_body(function: FunctionDef, names: Mapping[int, str] | None = None) -> tuple[GraphDef, list[str]]:
+    """The other way round from :func:`make_function`: a function's nodes as a graph.
+
+    Args:
+        function: to take apart.
+        names: what to call the Placeholder of an argument, by its index; its own name by default.
+
+    Returns:
+        The graph, without a library, and the tensor of each result.
+    """
+    args = {arg.name: (names or {}).get(index, arg.name) for index, arg in enumerate(function.signature.input_arg)}
+    slots = {
+        f"{node.name}:{slot}": f"{node.name}:{index}"
+        for node in function.node_def
+        for index, slot in enumerate(_function_slots(node))
+    }
+    tensors = {**slots, **{arg: f"{name}:0" for arg, name in args.items()}}
+    graph_def = new_graph_def()
+    for arg in function.signature.input_arg:
+        graph_def.node.append(make_node(args[arg.name], "Placeholder", [], dtype=type_attr(arg.type)))
+    for node in function.node_def:
+        copy = graph_def.node.add()
+        copy.CopyFrom(node)
+        copy.ClearField("input")
+        copy.input.extend(text if text.startswith("^") else tensors[text] for text in node.input)
+    return graph_def, [tensors[function.ret[arg.name]] for arg in function.signature.output_arg]
+
+
 def _function_slots(node: NodeDef) -> list[str]:
     """For every flat output index, the ``argname:position`` that a FunctionDef uses."""
     definition = tf_private.op_def(node.op)

@@ -18,8 +18,8 @@ from refimpl.converter.stitch import Stitched, arg_type, identifier, string_cons
 
 _ASSET = "refimpl_bundle_asset"
 _PATH = "refimpl_bundle_path"
-_READ = f"{_PATH}/read"
-_INIT = "refimpl_init"
+PATH_READ = f"{_PATH}/read"
+INIT = "refimpl_init"
 _INIT_KEY = "__saved_model_init_op"
 _MAIN_OP, _LEGACY_INIT = "saved_model_main_op", "legacy_init_op"
 _STRING = tf.string.as_datatype_enum
@@ -44,7 +44,7 @@ def install(meta_graph: Any, stitched: Stitched, bundle_id: str) -> None:
         return
     for node in meta_graph.graph_def.node:
         if node.op == caller.op and node.attr["f"].func.name == caller.attr["f"].func.name:
-            _append_input(node, _READ)
+            _append_input(node, PATH_READ)
             node.attr["Tin"].list.type.append(_STRING)
             node.attr.pop("_XlaMustCompile", None)
     _rewrite_wrapper(meta_graph, caller, definition, stitched)
@@ -117,7 +117,7 @@ def _rewrite_wrapper(meta_graph: Any, caller: Any, definition: Any, stitched: St
 
 def _repoint(meta_graph: Any, definition: Any, stitched: Stitched) -> None:
     name = f"refimpl_{identifier(stitched.key)}"
-    inputs = [arg.tensor.removesuffix(":0") for arg in stitched.args] + [_READ]
+    inputs = [arg.tensor.removesuffix(":0") for arg in stitched.args] + [PATH_READ]
     meta_graph.graph_def.node.add().CopyFrom(_call(stitched, name, inputs))
     for index, key in enumerate(stitched.outputs):
         definition.outputs[key].name = f"{name}:{index}"
@@ -135,19 +135,19 @@ def _add_path(meta_graph: Any, bundle_id: str) -> None:
             string_const(_ASSET, bundle.ASSET),
             handle,
             gd.make_node(f"{_PATH}/assign", "AssignVariableOp", [_PATH, _ASSET], dtype=string),
-            gd.make_node(_READ, "ReadVariableOp", [_PATH], dtype=string),
-            gd.make_node(_INIT, "NoOp", [f"^{_PATH}/assign", *_old_initializer(meta_graph)]),
+            gd.make_node(PATH_READ, "ReadVariableOp", [_PATH], dtype=string),
+            gd.make_node(INIT, "NoOp", [f"^{_PATH}/assign", *_old_initializer(meta_graph)]),
         ]
     )
     if _INIT_KEY in meta_graph.signature_def:
-        meta_graph.signature_def[_INIT_KEY].outputs[_INIT_KEY].name = _INIT
+        meta_graph.signature_def[_INIT_KEY].outputs[_INIT_KEY].name = INIT
     else:
         key = (
             _LEGACY_INIT
             if _LEGACY_INIT in meta_graph.collection_def and _MAIN_OP not in meta_graph.collection_def
             else _MAIN_OP
         )
-        meta_graph.collection_def[key].node_list.value[:] = [_INIT]
+        meta_graph.collection_def[key].node_list.value[:] = [INIT]
     _add_asset_file(meta_graph)
 
 

@@ -21,10 +21,10 @@ from refimpl.converter.lower import OpGraph
 from refimpl.converter.native import NativeGraph
 from refimpl.converter.precision.accuracy import Accuracy
 from refimpl.converter.precision.assigned import Assigned
-from refimpl.converter.profiles import profiles_for
 from refimpl.converter.verify import Evidence, Finding
 from refimpl.engines import BuildOptions, Profile, onnxruntime
 from refimpl.errors import BuildError, RefimplError, first_line
+from refimpl.profiles import profiles_for
 from refimpl.recipe import Recipe
 
 UNVERIFIED = Finding()

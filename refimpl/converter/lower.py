@@ -286,7 +286,7 @@ def to_onnx(
             )
         model = onnx_graph.make_model("island")
     _tidy(model.graph)
-    _uncast_comparisons(model.graph)
+    _uncast_comparisons(model.graph, _integers(graph))
     names = {item.name for item in model.graph.output}
     if missing := set(outputs) - names:
         raise InternalError(f"lowering lost {sorted(missing)}")
@@ -307,9 +307,17 @@ def _tidy(graph: Any) -> None:
                 _tidy(attribute.g)
 
 
-def _uncast_comparisons(graph: Any) -> None:
+def _integers(graph: OpGraph) -> dict[str, int]:
+    """The ONNX element type of every int32 and int64 tensor, by its TensorFlow name and by its marker's."""
+    types = {"int32": int(onnx.TensorProto.INT32), "int64": int(onnx.TensorProto.INT64)}
+    found = {name: types[spec.dtype] for name, spec in graph.specs.items() if spec.dtype in types}
+    return {**found, **{graph.onnx_name(name): kind for name, kind in found.items()}}
+
+
+def _uncast_comparisons(graph: Any, known: Mapping[str, int]) -> None:
     """Compare integers as integers: tf2onnx casts them to float32 first, which confuses values beyond 2^24."""
     kinds = {item.name: item.type.tensor_type.elem_type for item in [*graph.value_info, *graph.input]}
+    kinds = {**known, **kinds}
     kinds.update({item.name: item.data_type for item in graph.initializer})
     casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
     integers = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)

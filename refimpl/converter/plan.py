@@ -25,6 +25,7 @@ from refimpl.converter.precision.stage import PrecisionStage
 from refimpl.converter.refusals import refuse_statically, spread_over_groups
 from refimpl.converter.samples import Sample
 from refimpl.converter.source import Source
+from refimpl.converter.tftrt_ops import refuse_like_tftrt
 from refimpl.errors import RecipeError, RunError, SourceError
 from refimpl.recipe import Recipe
 
@@ -94,7 +95,10 @@ def make_plan(graph: OpGraph, recipe: Recipe, judge: Judge, mutable: frozenset[s
     """Decide what every op of a signature does: lower, judge, partition, until the judge takes every island."""
     written = frozenset(arg.name for arg in graph.source.args if arg.tensor in mutable)
     tell("lowering to ONNX")
-    atoms = lower_atoms(graph, refuse_statically(graph, recipe.keep_in_tf, written))
+    refusals = refuse_statically(graph, recipe.keep_in_tf, written)
+    if recipe.op_set != "tensorrt":
+        refusals = {**refuse_like_tftrt(graph, recipe.op_set, recipe.precision), **refusals}
+    atoms = lower_atoms(graph, refusals)
     refused = dict(atoms.refused)
     accepted: set[tuple[str, ...]] = set()
     while True:

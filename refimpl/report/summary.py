@@ -96,7 +96,7 @@ def _signature(record: SignatureRecord, sizes: Mapping[str, int]) -> RenderableT
                 str(len(island.ops)) if first else "",
                 engine.kind,
                 engine.precision,
-                _mib(sizes.get(engine.file, 0)),
+                _mib(sizes.get(engine.file, 0)) if engine.file else "not built",
                 (island.verified or "NO") if first else "",
             )
     parts: list[RenderableType] = [head, table]

@@ -13,8 +13,8 @@ LAYER = {
     "errors": 0,
     "specs": 1, "tolerance": 1, "env": 1, "gpus": 1,
     "recipe": 2, "artifacts": 2, "calibration": 2, "numerics": 2,
-    "engines": 3, "tf_private": 3,
-    "bundle": 4,
+    "engines": 3, "tf_private": 3, "tftrt_env": 3,
+    "bundle": 4, "profiles": 4,
     "runtime": 5,
     "converter": 6, "oracle": 6, "report": 6, "doctor": 6, "hook": 6,
     "api": 7,
@@ -25,7 +25,7 @@ LAYER = {
 # Who may import a library. A folder stands for everything in it. What is not named here, anybody may import.
 ROOMS = {
     "tensorflow.python": ["tf_private.py"],
-    "tensorflow": ["converter/", "oracle/runners.py", "runtime.py", "tf_private.py"],
+    "tensorflow": ["converter/", "oracle/runners.py", "runtime/", "tf_private.py", "trt_convert/"],
     "keras": [],
     "tensorrt": ["engines/tensorrt.py"],
     "tensorrt_rtx": ["engines/tensorrt.py"],

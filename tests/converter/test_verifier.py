@@ -334,7 +334,7 @@ def blind(*args: Any) -> str:
 def test_the_last_gate_catches_what_a_blind_verifier_lets_pass(network, tmp_path, monkeypatch):
     plant(monkeypatch, "Tanh", renamed("Sigmoid"))
     monkeypatch.setattr(verify, "disagreement", blind)
-    monkeypatch.setattr(runtime, "disagreement", blind)
+    monkeypatch.setattr(runtime.island, "disagreement", blind)
     with pytest.raises(BuildError, match=r"every island agrees with TensorFlow, but the whole does not: \w+: max"):
         refimpl.convert(network, tmp_path / "bundle", ALL)
     assert not (tmp_path / "bundle").exists()
@@ -354,7 +354,7 @@ def test_the_runtime_does_not_use_an_engine_that_a_blind_verifier_let_pass(netwo
 
 def test_the_oracle_catches_what_everybody_else_let_pass(network, tmp_path, monkeypatch):
     plant(monkeypatch, "Tanh", renamed("Sigmoid"))
-    for module in (verify, runtime, check_bundle):
+    for module in (verify, runtime.island, check_bundle):
         monkeypatch.setattr(module, "disagreement", blind)
     refimpl.convert(network, tmp_path / "bundle", ALL)
     oracle.record(network, tmp_path / "golden")

@@ -214,6 +214,40 @@ def test_decisions_are_made_in_float32() -> None:
     assert inputs["y"] == ["g", "a", "zero/half"]
 
 
+def tail(*nodes: Any, outputs: str, **constants: Any) -> Any:
+    """A product and what is made of it."""
+    return graph(
+        [node("MatMul", "x w", "a"), node("Relu", "a", "r"), *nodes], {"x": (4, 16)}, outputs, w=W, **constants
+    )
+
+
+UNSEEN = {
+    "argmax": tail(node("ArgMax", "r", "i", axis=1), outputs="i"),
+    "comparison": tail(node("Greater", "r one", "g"), node("Not", "g", "n"), outputs="n", one=np.float32(1)),
+    "top": tail(node("TopK", "r k", "v i"), outputs="i", k=np.array([2])),
+    "cast": tail(node("Cast", "r", "i", to=TensorProto.INT32), outputs="i"),
+    "shape": tail(node("Shape", "r", "s"), node("ArgMax", "r", "i"), node("Reshape", "x s", "y"), outputs="i y"),
+    "mask": tail(node("Greater", "r one", "g"), node("Where", "g x one", "y"), outputs="y", one=np.float32(1)),
+}
+SEEN = {
+    "values of top": tail(node("TopK", "r k", "v i"), outputs="v i", k=np.array([2])),
+    "beside it": tail(node("ArgMax", "r", "i", axis=1), outputs="i r"),
+    "before it": tail(node("ArgMax", "r", "i", axis=1), outputs="i a"),
+    "double": tail(node("Cast", "r", "d", to=TensorProto.DOUBLE), outputs="d"),
+}
+
+
+@pytest.mark.parametrize("name", [*UNSEEN, *SEEN])
+def test_an_overflow_must_show(name: str) -> None:
+    """Infinite values go to TensorFlow; an index that was made of them looks like any other."""
+    found = half_of({**UNSEEN, **SEEN}[name])
+    assert (found.layers["a"] == "") == (name in SEEN), found.layers
+    if name in UNSEEN:
+        assert found.layers["a"].startswith("it leads to indices or truth values only")
+        assert found.decided("a")
+    assert half_of({**UNSEEN, **SEEN}[name], "bf16").layers["a"] == "", "bfloat16 has the range of float32"
+
+
 def test_integers_and_shapes_are_left_alone() -> None:
     nodes = [
         node("Shape", "x", "s"),

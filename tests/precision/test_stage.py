@@ -228,29 +228,35 @@ def test_a_model_of_float16_stays_as_it_is(tmp_path: Path) -> None:
         assert not any(island.layers for island in halves)
 
 
-def classifier(target: Path) -> Path:
+def classifier(target: Path, *, scores: bool) -> Path:
     kernels = [tf.Variable(normal(16, 16, seed=seed, scale=0.3)) for seed in (1, 2)]
 
     def call(x: tf.Tensor) -> dict[str, tf.Tensor]:
         y = tf.matmul(tf.nn.relu(tf.matmul(x, kernels[0])), kernels[1])
-        return {"label": tf.argmax(y, -1), "large": y > 1.0, "top": tf.math.top_k(y, 2).indices}
+        found = {"label": tf.argmax(y, -1), "large": y > 1.0, "top": tf.math.top_k(y, 2).indices}
+        return {**found, "scores": y} if scores else found
 
     return Tiny(call, spec((None, 16), name="x"), holds=kernels).save(target)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_islands_that_end_in_decisions(precision: str, tmp_path: Path) -> None:
-    """A few rows may be decided otherwise, no more; dtypes stay."""
-    model = classifier(tmp_path / "model")
+@pytest.mark.parametrize("scores", [True, False])
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
+def test_islands_that_end_in_decisions(precision: str, scores: bool, tmp_path: Path) -> None:
+    """A few rows may be decided otherwise, no more; dtypes stay; and what overflows is decided by TensorFlow."""
+    model = classifier(tmp_path / "model", scores=scores)
     samples = [{"x": normal(256, 16, seed=seed)} for seed in (1, 2)]
     manifest = convert(model, tmp_path / "b", samples=samples, precision=precision)
-    assert precision in {kind for kind, _ in layers_of(manifest).values()}
-    x = {"x": normal(512, 16, seed=3)}
-    want, (got, engines) = in_tensorflow(model, x), outputs_of(tmp_path / "b", x)
-    assert "native" not in engines
-    for name, value in want.items():
-        assert got[name].dtype == value.dtype
-        assert np.mean(got[name] != value) <= {"fp16": 0.01, "int8": 0.06}[precision], name
+    kinds = {kind for kind, _ in layers_of(manifest).values()}
+    assert (precision in kinds) == (scores or precision != "fp16")
+    for scale in (1.0, 1e6):
+        x = {"x": normal(512, 16, seed=3, scale=scale)}
+        want, (got, engines) = in_tensorflow(model, x), outputs_of(tmp_path / "b", x)
+        assert ("native" in engines) == (scale > 1 and scores and precision == "fp16")
+        if scale > 1 and precision == "int8":
+            continue  # it clips
+        for name in ("label", "large", "top"):
+            assert got[name].dtype == want[name].dtype
+            assert np.mean(got[name] != want[name]) <= {"fp16": 0.01, "bf16": 0.06, "int8": 0.06}[precision], name
 
 
 def test_batches_of_several_shapes(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ clamp weights that overflow or underflow silently, know no bfloat16 and no obser
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,12 @@ _DISCRETE = frozenset(
     """ArgMax ArgMin TopK NonMaxSuppression Equal Greater GreaterOrEqual Less LessOrEqual Floor Ceil Round Sign Mod
     IsNaN IsInf NonZero Unique OneHot Range QuantizeLinear DequantizeLinear DynamicQuantizeLinear""".split()
 )
+# Results of these are finite whatever they are made of.
+_HIDING = frozenset(
+    """ArgMax ArgMin NonMaxSuppression Equal Greater GreaterOrEqual Less LessOrEqual Sign IsNaN IsInf NonZero Unique
+    OneHot QuantizeLinear DynamicQuantizeLinear Shape Size""".split()
+)
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _UNSEEN = "it leads to indices or truth values only, which would not show that it overflowed"
 _FOLLOWS = "it follows the float32 values it reads"
 _DISCRETE_TAIL, _NO_FORM = "makes discrete values of its input", "has no half-precision form"
@@ -136,10 +142,9 @@ class _View:
     def shows(self, node: Any) -> bool:
         """Whether a NaN or an infinity that a node makes may reach a float result."""
         if self._shown is None:
-            floats = (TensorProto.FLOAT, TensorProto.DOUBLE)
-            self._shown = {item.name for item in self.model.graph.output if self.types.get(item.name) in floats}
+            self._shown = {item.name for item in self.model.graph.output if self.types.get(item.name) in _FLOATS}
             for item in reversed(self.model.graph.node):
-                if not self._shown.isdisjoint(item.output) and not _makes_discrete(item):
+                if not self._shown.isdisjoint(_telling(item)):
                     self._shown.update(item.input, *(_names_read(body) for body in _bodies(item)))
         return not self._shown.isdisjoint(node.output)
 
@@ -156,8 +161,12 @@ def _takes_half(schema: Any, type_str: str) -> bool:
     )
 
 
-def _makes_discrete(node: Any) -> bool:
-    return node.op_type in _DISCRETE or (node.op_type == "Cast" and _cast_target(node) != TensorProto.FLOAT)
+def _telling(node: Any) -> Sequence[str]:
+    """Those results of a node that are not finite when its operands are not."""
+    if node.op_type == "TopK":
+        return list(node.output[:1])
+    hides = node.op_type in _HIDING or (node.op_type == "Cast" and _cast_target(node) not in _FLOATS)
+    return () if hides else list(node.output)
 
 
 def _bodies(node: Any) -> list[Any]:
@@ -169,7 +178,7 @@ def _why_not(view: _View, node: Any, maxima: Mapping[str, float], precision: str
         return f"{node.op_type} runs a body of its own"
     if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type):
         return f"{node.op_type} is no standard op"
-    if _makes_discrete(node):
+    if node.op_type in _DISCRETE or (node.op_type == "Cast" and _cast_target(node) != TensorProto.FLOAT):
         return f"{node.op_type} {_DISCRETE_TAIL}"
     if not (floats := view.floats(node)):
         return f"{node.op_type} {_NO_FORM}"

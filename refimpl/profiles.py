@@ -43,6 +43,28 @@ def profiles_for(
     return {"range": (whole,), "optimal": optimal, "range+optimal": (*optimal, whole)}[strategy]
 
 
+def profile_at_runtime(
+    strategy: str, specs: Sequence[TensorSpec], inputs: Sequence[Array], before: Profile | None
+) -> Profile:
+    """The profile of an engine that is built while a bundle runs.
+
+    Args:
+        strategy: as for :func:`profiles_for`. A range grows with every engine, so that it covers all soon.
+        specs: the island's inputs.
+        inputs: what it must take.
+        before: the profile of the engine built last.
+    """
+    row = _row(specs, {spec.name: value for spec, value in zip(specs, inputs, strict=True)})
+    if strategy == "implicit-batch":
+        return _profile(specs, _batch_one(row, specs), row)
+    low = high = row
+    if strategy.startswith("range") and before and [len(s) for s in before.min] == [len(s) for s in row[: len(specs)]]:
+        lower = (*before.min, *(item[1] for item in before.values))
+        upper = (*before.max, *(item[3] for item in before.values))
+        low, high = _elementwise(min, (lower, row)), _elementwise(max, (upper, row))
+    return _profile(specs, low, high)
+
+
 def _row(specs: Sequence[TensorSpec], item: Mapping[str, Array]) -> Row:
     """What one sample shows: the shape of every input, then the values of those that may be shapes."""
     shapes = tuple(tuple(item[spec.name].shape) for spec in specs)

@@ -1,0 +1,174 @@
+"""TensorRT engines that are built while a bundle runs, and how many of them are kept."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refimpl import tftrt_env
+from refimpl.bundle import EngineRecord, IslandRecord
+from refimpl.engines import BuildOptions, OpenEngine, Profile, kind
+from refimpl.errors import BuildError, RunError
+from refimpl.numerics import disagreement
+from refimpl.profiles import profile_at_runtime
+from refimpl.tolerance import tolerance_for
+
+Array = np.ndarray[Any, Any]
+Entry = tuple[tuple[Profile, ...], OpenEngine]  # what an engine takes, and the engine
+Build = Callable[[Sequence[Array]], Entry]
+ABORTED = "Engine creation aborted by TF_TRT_ABORT_CUDA_ENGINE_BUILD variable"  # TF-TRT's words
+
+
+def covers(profile: Profile, inputs: Sequence[Array]) -> bool:
+    """Whether an engine takes these inputs by this profile: every shape, and every value that is used as a shape."""
+    shapes = zip(profile.min, profile.max, inputs, strict=True)
+    if not all(_between(low, value.shape, high) for low, high, value in shapes):
+        return False
+    return all(_between(low, inputs[index].reshape(-1).tolist(), high) for index, low, _, high in profile.values)
+
+
+def _between(low: Sequence[int], value: Sequence[int], high: Sequence[int]) -> bool:
+    return len(low) == len(value) and all(a <= b <= c for a, b, c in zip(low, value, high, strict=True))
+
+
+def _reach(profiles: Sequence[Profile], inputs: Sequence[Array]) -> list[int] | None:
+    """How large the largest shapes are of the smallest profile that takes these inputs; None when none does."""
+    found = [profile for profile in profiles if covers(profile, inputs)]
+    return min(([math.prod(shape) for shape in profile.max] for profile in found), default=None)
+
+
+@dataclass
+class _Failure:
+    why: str
+    tries: int = 1
+    wait: int = 1  # calls until the next try
+
+
+class EngineCache:
+    """Engines of one island by the shapes that they take; the least recently used one makes room.
+
+    A failed build takes no place, and is tried again after 1, 2, 4, ... more calls with these shapes.
+
+    Args:
+        capacity: how many engines to keep; 0 keeps all.
+        build: makes an engine that takes certain inputs, and says which others it takes.
+    """
+
+    def __init__(self, capacity: int, build: Build) -> None:
+        self._capacity, self._build = capacity, build
+        self._entries: list[Entry] = []  # the most recently used last
+        self._failures: dict[tuple[tuple[int, ...], ...], _Failure] = {}
+        self._lock = threading.Lock()  # other callers of the island wait for a build, as they do in TF-TRT
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, inputs: Sequence[Array]) -> OpenEngine:
+        """The engine for these inputs: the one with the smallest reach among those kept, or a new one.
+
+        Raises:
+            RunError: it cannot be built; the message says why.
+        """
+        with self._lock:
+            matching = [(reach, entry) for entry in self._entries if (reach := _reach(entry[0], inputs)) is not None]
+            if matching:
+                found = min(matching, key=lambda item: item[0])[1]
+                self._entries.remove(found)
+            else:
+                found = self._built(inputs)
+                while self._capacity and len(self._entries) >= self._capacity:
+                    del self._entries[0]
+            self._entries.append(found)
+            return found[1]
+
+    def _built(self, inputs: Sequence[Array]) -> Entry:
+        shapes = tuple(value.shape for value in inputs)
+        failure = self._failures.get(shapes)
+        if failure and failure.wait:
+            failure.wait -= 1
+            raise RunError(failure.why)
+        try:
+            found = self._build(inputs)
+        except (BuildError, RunError) as error:
+            tries = failure.tries + 1 if failure else 1
+            self._failures[shapes] = _Failure(error.message, tries, 1 << (tries - 1))
+            raise RunError(error.message) from error
+        self._failures.pop(shapes, None)
+        return found
+
+
+class GrowingEngine:
+    """A stored TensorRT engine, and those that are built here for inputs that it does not take.
+
+    Args:
+        island: the island's record.
+        record: the engine's; no file in it means that nothing was built ahead of time.
+        stored: the open engine, proven; None without a file.
+        model: the island as ONNX, its checksum compared: what engines are built from.
+        recipe: the bundle's.
+    """
+
+    def __init__(
+        self,
+        island: IslandRecord,
+        record: EngineRecord,
+        stored: OpenEngine | None,
+        model: Path,
+        recipe: Mapping[str, Any],
+    ) -> None:
+        self._island, self._stored, self._model, self._recipe = island, stored, model, recipe
+        self._profiles = tuple(_profile(item) for item in record.profiles)
+        self._precision = record.precision
+        self._reference: OpenEngine | None = None
+        self._last: Profile | None = None
+        self.cache = EngineCache(int(recipe.get("max_cached_engines", 1)), self._build)
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run the stored engine, or one for these shapes.
+
+        Raises:
+            RunError: none can be built, or it fails.
+        """
+        if self._stored is not None and any(covers(profile, inputs) for profile in self._profiles):
+            return self._stored.run(inputs)
+        return self.cache.get(inputs).run(inputs)
+
+    def _build(self, inputs: Sequence[Array]) -> Entry:
+        """Build for these inputs, and let it agree with the embedded engine, which TensorFlow has proven."""
+        if tftrt_env.read().abort_builds:
+            raise BuildError(ABORTED)
+        module = kind("tensorrt")
+        recipe = self._recipe
+        profiles = self._wanted(inputs)
+        with tempfile.TemporaryDirectory(prefix="refimpl-engine-") as folder:
+            file = Path(folder) / f"{self._island.name}{module.SUFFIX}"
+            module.build(self._model, file, profiles, BuildOptions(recipe["tf32"], recipe["workspace_bytes"]))
+            engine = module.open(file)
+        if self._reference is None:
+            self._reference = kind("onnxruntime").open(self._model)
+        wanted, got = self._reference.run(inputs), engine.run(inputs)
+        for spec, want, value in zip(self._island.outputs, wanted, got, strict=True):
+            if why := disagreement(want, value, tolerance_for(self._precision, spec.dtype)):
+                raise RunError(f"the engine that was built here disagrees with the embedded one: {why}")
+        self._last = next(profile for profile in profiles if covers(profile, inputs))
+        return profiles, engine
+
+    def _wanted(self, inputs: Sequence[Array]) -> tuple[Profile, ...]:
+        """The profiles that were recorded when they take these inputs, else one made for them."""
+        if self._stored is None and any(covers(profile, inputs) for profile in self._profiles):
+            return self._profiles
+        return (profile_at_runtime(self._recipe["profile"], self._island.inputs, inputs, self._last),)
+
+
+def _profile(data: Mapping[str, Any]) -> Profile:
+    """A profile as the manifest holds it."""
+    low, opt, high = (tuple(tuple(shape) for shape in data[key]) for key in ("min", "opt", "max"))
+    values = tuple((item[0], *(tuple(part) for part in item[1:])) for item in data["values"])
+    return Profile(low, opt, high, values)

@@ -1,0 +1,214 @@
+"""One island in this process: which engine runs it, and when TensorFlow must."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from refimpl import bundle, engines, tftrt_env
+from refimpl.bundle import EngineRecord, IslandRecord, Manifest
+from refimpl.errors import RefimplError, RunError
+from refimpl.numerics import disagreement, has_nonfinite
+from refimpl.runtime.building import GrowingEngine
+from refimpl.runtime.probes import read_probe
+from refimpl.tolerance import tolerance_for
+
+NATIVE = "native"
+# Reasons that are by design, not failures; every other reason to run natively is a fallback that a check reports.
+EMPTY = "empty input"
+NOT_FINITE = "non-finite values"
+DISALLOWED = "User disallowed engine native segment execution."  # TF-TRT's words
+
+Array = np.ndarray[Any, Any]
+_log = logging.getLogger("refimpl.runtime")
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class IslandRun:
+    """What ran an island in one call."""
+
+    island: str
+    engine: str  # "tensorrt", "onnxruntime", "numpy", or "native" for TensorFlow itself
+    reason: str  # why native; "" otherwise
+
+
+class Owner(Protocol):
+    """What an island needs to know of its bundle."""
+
+    path: Path
+    problem: str
+    manifest: Manifest | None
+    kinds: tuple[str, ...]
+    off: bool
+
+    def count(self, run: IslandRun) -> None:
+        """Note what ran an island."""
+
+
+class IslandRuntime:
+    """One island: opens the best engine that works here at the first call, and falls back when it cannot run."""
+
+    def __init__(self, owner: Owner, name: str) -> None:
+        self._owner = owner
+        self._name = name
+        self._lock = threading.Lock()
+        self._candidates: list[tuple[str, engines.OpenEngine]] | None = None
+        self._problems: list[str] = []
+        records = owner.manifest.islands if owner.manifest else ()
+        self._record = next((record for record in records if record.name == name), None)
+
+    def call(self, inputs: Sequence[Array]) -> list[Array] | None:
+        """The outputs, or None when TensorFlow must run the native segment; either way it is counted."""
+        if self._owner.off:
+            return None
+        record = self._record
+        if record is None or self._owner.problem:
+            return self._native(self._owner.problem or f"the manifest knows no island {self._name}")
+        if any(array.size == 0 for array in inputs):
+            return self._native(EMPTY)
+        if record.finite_only and any(map(has_nonfinite, inputs)):
+            return self._native(NOT_FINITE)
+        reasons = []
+        for kind, engine in self._open(record):
+            try:
+                outputs = engine.run(inputs)
+            except RunError as error:
+                reasons.append(f"{kind}: {error.message}")
+                continue
+            if record.finite_only and any(map(has_nonfinite, outputs)):
+                return self._native(NOT_FINITE)
+            if reasons:
+                _warn_once(
+                    f"{self._owner.path}/{self._name}/{reasons}",
+                    "refimpl: island %s: %s; %s runs instead",
+                    self._name,
+                    reasons[0],
+                    kind,
+                )
+            self._owner.count(IslandRun(self._name, kind, ""))
+            return outputs
+        return self._native("; ".join(reasons or self._problems) or "the bundle stores no engine for it")
+
+    def _native(self, reason: str) -> list[Array] | None:
+        self._owner.count(IslandRun(self._name, NATIVE, reason))
+        if self._owner.problem:
+            _warn_once(f"{self._owner.path}/{reason}", "refimpl: TensorFlow runs all islands: %s", reason)
+        elif reason not in (EMPTY, NOT_FINITE):
+            _warn_once(
+                f"{self._owner.path}/{self._name}/{reason}",
+                "refimpl: TensorFlow runs island %s: %s",
+                self._name,
+                reason,
+            )
+        if reason not in (EMPTY, NOT_FINITE) and not tftrt_env.native_allowed():
+            raise RunError(
+                DISALLOWED,
+                hint=f"it was forbidden by {tftrt_env.NATIVE}, and no engine ran: {reason}",
+                island=self._name,
+            )
+        return None
+
+    def _open(self, record: IslandRecord) -> list[tuple[str, engines.OpenEngine]]:
+        if self._candidates is None:
+            with self._lock:
+                if self._candidates is None:
+                    self._candidates = list(self._opened(record))
+                    picked = ", ".join(kind for kind, _ in self._candidates) or NATIVE
+                    _log.info(
+                        "island %s runs on %s%s", record.name, picked, "".join(f"; {item}" for item in self._problems)
+                    )
+        return self._candidates
+
+    def _opened(self, record: IslandRecord) -> list[tuple[str, engines.OpenEngine]]:
+        stored = {engine.kind: engine for engine in record.engines}
+        if "onnxruntime" in stored:
+            stored["numpy"] = stored["onnxruntime"]  # the same ONNX file
+        opened, broken = [], []
+        for kind in self._owner.kinds:
+            if kind not in stored:
+                continue
+            module = engines.kind(kind)
+            if reason := module.why_not_here():
+                self._problems.append(f"{kind}: {reason}")
+                continue
+            if not stored[kind].file and not self._may_build():
+                continue
+            try:
+                engine = self._engine(record, kind, stored[kind])
+            except Exception as error:  # noqa: BLE001  (a library may fail in its own ways: TensorFlow still answers)
+                why = error.message if isinstance(error, RefimplError) else f"{type(error).__name__}: {error}"
+                broken.append(f"{kind}: {why}")
+                continue
+            opened.append((kind, engine))
+        self._problems += broken
+        if opened and broken:
+            _warn_once(
+                f"{self._owner.path}/{self._name}/{broken}",
+                "refimpl: island %s: %s; %s runs instead",
+                self._name,
+                "; ".join(broken),
+                opened[0][0],
+            )
+        return opened
+
+    def _engine(self, record: IslandRecord, kind: str, stored: EngineRecord) -> engines.OpenEngine:
+        """The stored engine, proven; one of TensorRT grows to shapes that it does not take, where that is allowed."""
+        engine = None
+        grows = kind == "tensorrt" and self._may_build()
+        try:
+            if stored.file:
+                engine = engines.kind(kind).open(self._checked_engine(stored.file))
+                self._prove(record, stored.precision, engine)
+        except RefimplError as error:
+            if not grows:
+                raise
+            engine = None
+            text = "refimpl: island %s: its stored engine is not used here (%s); another is built"
+            _warn_once(f"{self._owner.path}/{self._name}/{error.message}", text, self._name, error.message)
+        if engine is not None and not (grows and stored.profiles):
+            return engine
+        assert self._owner.manifest is not None
+        source = next(item for item in record.engines if item.kind == "onnxruntime")
+        return GrowingEngine(record, stored, engine, self._checked_engine(source.file), self._owner.manifest.recipe)
+
+    def _may_build(self) -> bool:
+        return bool(self._owner.manifest and self._owner.manifest.recipe.get("build_at_runtime"))
+
+    def _checked_engine(self, name: str) -> Path:
+        """An engine's file and the weights that may lie beside it, their checksums compared."""
+        assert self._owner.manifest is not None
+        if (weights := name + bundle.WEIGHTS_SUFFIX) in self._owner.manifest.files:
+            bundle.check_file(self._owner.path, self._owner.manifest, weights)
+        return bundle.check_file(self._owner.path, self._owner.manifest, name)
+
+    def _prove(self, record: IslandRecord, precision: str, engine: engines.OpenEngine) -> None:
+        """Run the stored probe on the real device; an engine that disagrees with TensorFlow is never used.
+
+        Raises:
+            RunError: it disagrees, or cannot run.
+        """
+        if not record.probe:
+            return
+        assert self._owner.manifest is not None
+        inputs, wanted = read_probe(bundle.check_file(self._owner.path, self._owner.manifest, record.probe))
+        for spec, want, got in zip(record.outputs, wanted, engine.run(inputs), strict=True):
+            if why := disagreement(want, got, tolerance_for(precision, spec.dtype)):
+                raise RunError(f"its engine disagrees with TensorFlow on this machine: {why}")
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(cause: str, message: str, *args: object) -> None:
+    with _lock:
+        known = cause in _warned
+        _warned.add(cause)
+    if not known:
+        _log.warning(message, *args)

@@ -1,0 +1,131 @@
+"""Bundles that are open in this process, and the function behind every engine node."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refimpl import bundle, engines
+from refimpl.bundle import Manifest
+from refimpl.errors import BundleError
+from refimpl.runtime.island import IslandRun, IslandRuntime
+from refimpl.specs import TensorSpec
+
+TOKEN = "refimpl.engine.v1"
+
+Array = np.ndarray[Any, Any]
+open_bundles: dict[tuple[str, str], BundleRuntime] = {}
+_lock = threading.Lock()
+
+
+def call_engine(asset: bytes, island: bytes, bundle_id: bytes, dtypes: bytes, *inputs: Array) -> list[Any]:
+    """What an engine node calls.
+
+    Args:
+        asset: path of the bundle's pointer file, as TensorFlow resolved it.
+        island: the island's name.
+        bundle_id: identity of the bundle that the graph belongs to.
+        dtypes: TensorFlow's names of the output dtypes, comma-separated.
+        inputs: the island's inputs.
+
+    Returns:
+        A bool scalar, True when an engine ran, and the island's outputs, or empty arrays when the native segment must.
+    """
+    arrays = [np.asarray(value) for value in inputs]  # TensorFlow hands scalars over as NumPy scalars
+    outputs = runtime_of(asset.decode(), bundle_id.decode()).island(island.decode()).call(arrays)
+    if outputs is None:
+        return [
+            np.False_,
+            *(np.zeros((0,), TensorSpec("", name, ()).numpy_dtype()) for name in dtypes.decode().split(",")),
+        ]
+    return [np.True_, *outputs]
+
+
+def runtime_of(asset: str, bundle_id: str) -> BundleRuntime:
+    """The bundle whose pointer lies at ``asset``, opened at the first call."""
+    key = (asset, bundle_id)
+    found = open_bundles.get(key)
+    if found is None:
+        with _lock:
+            found = open_bundles.get(key)
+            if found is None:
+                found = open_bundles[key] = BundleRuntime(Path(asset).parent.parent, bundle_id)
+    return found
+
+
+class BundleRuntime:
+    """The engines of one bundle in this process."""
+
+    def __init__(self, path: Path, bundle_id: str) -> None:
+        self.path = path
+        self.problem = ""
+        self.off = False  # no engine runs and nothing is counted: see engines_off
+        self.trace: list[IslandRun] | None = None  # appended to while somebody listens
+        self.counts: collections.Counter[IslandRun] = collections.Counter()
+        self.manifest: Manifest | None = None
+        try:
+            self.manifest = bundle.read(path, check_files=False)
+            if self.manifest.bundle_id != bundle_id:
+                self.problem = f"{path} holds another bundle than the one that was loaded"
+        except BundleError as error:
+            self.problem = error.message
+        self._islands: dict[str, IslandRuntime] = {}
+        self._lock = threading.Lock()
+        self._listener = threading.Lock()
+        self.kinds: tuple[str, ...] = engines.KINDS
+
+    def use(self, kinds: Sequence[str]) -> None:
+        """Allow only these kinds of engines, in this order; engines already open are closed."""
+        with self._lock:
+            self.kinds = tuple(kinds)
+            self._islands.clear()
+
+    def island(self, name: str) -> IslandRuntime:
+        found = self._islands.get(name)
+        if found is None:
+            with self._lock:
+                found = self._islands.setdefault(name, IslandRuntime(self, name))
+        return found
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[list[IslandRun]]:
+        """What runs meanwhile, one listener at a time."""
+        with self._listener:
+            trace: list[IslandRun] = []
+            with self._lock:
+                self.trace = trace
+            try:
+                yield trace
+            finally:
+                with self._lock:
+                    self.trace = None
+
+    def count(self, run: IslandRun) -> None:
+        with self._lock:
+            self.counts[run] += 1
+            if self.trace is not None:
+                self.trace.append(run)
+
+
+@contextlib.contextmanager
+def engines_off(path: Path, bundle_id: str) -> Iterator[None]:
+    """Meanwhile TensorFlow runs every island of a bundle, and nothing is counted or said of it."""
+    owner = runtime_of(str(path / bundle.POINTER), bundle_id)
+    owner.off = True
+    try:
+        yield
+    finally:
+        owner.off = False
+
+
+def forget(path: Path) -> None:
+    """Close the engines of every bundle that was opened at ``path``; the next call opens them again."""
+    with _lock:
+        for key in [key for key, opened in open_bundles.items() if opened.path.absolute() == Path(path).absolute()]:
+            del open_bundles[key]

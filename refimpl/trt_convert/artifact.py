@@ -1,0 +1,250 @@
+"""The bundle behind a converter: given TF-TRT's attributes and TensorRT engines, and put where it is saved."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorflow.core.protobuf import saved_model_pb2
+
+from refimpl import bundle, runtime, tftrt_env
+from refimpl.bundle import EngineRecord, IslandRecord, Manifest
+from refimpl.engines import BuildOptions, OpenEngine, Profile, onnxruntime, tensorrt
+from refimpl.errors import BuildError, RecipeError, RunError
+from refimpl.numerics import disagreement
+from refimpl.profiles import profiles_for
+from refimpl.runtime.building import ABORTED, covers
+from refimpl.specs import TensorSpec
+from refimpl.tolerance import tolerance_for
+from refimpl.trt_convert.params import log
+from refimpl.trt_convert.view import set_attributes
+
+Cuts = Mapping[str, tuple[list[Any], list[Any]]]  # by island: values that enter and values that leave
+ASSET = "assets/trt-serialized-engine."  # TF-TRT's place for engines, followed by the island's name
+_KIND = tensorrt.NAME
+
+
+def stamp(folder: Path, **values: str | int | bool) -> Manifest:
+    """Put private attributes on the engine nodes of a bundle, and seal it again."""
+    file = folder / "saved_model.pb"
+    proto = saved_model_pb2.SavedModel()
+    proto.ParseFromString(file.read_bytes())
+    for meta_graph in proto.meta_graphs:
+        set_attributes(meta_graph.graph_def, **values)
+    file.write_bytes(proto.SerializeToString())
+    return bundle.seal(folder, bundle.read(folder, check_files=False))
+
+
+def calibration(folder: Path) -> str:
+    """The table of ranges that a bundle was calibrated with, as JSON; an empty one when no layer could be int8."""
+    file = folder / bundle.CALIBRATION
+    return file.read_text(encoding="utf-8") if file.is_file() else "{}"
+
+
+def expect_engines(folder: Path) -> Manifest:
+    """Record a TensorRT engine for every island that is yet to be built, so that a runtime may build it."""
+    return _with_islands(folder, lambda island: _with_engine(island, EngineRecord(**_waiting(island), profiles=())))
+
+
+def _waiting(island: IslandRecord) -> dict[str, Any]:
+    return {"kind": _KIND, "file": "", "version": "", "precision": island.precision}
+
+
+def _with_engine(island: IslandRecord, engine: EngineRecord) -> IslandRecord:
+    return replace(island, engines=(*(item for item in island.engines if item.kind != _KIND), engine))
+
+
+def _with_islands(folder: Path, change: Callable[[IslandRecord], IslandRecord]) -> Manifest:
+    manifest = bundle.read(folder, check_files=False)
+    signatures = tuple(replace(record, islands=tuple(map(change, record.islands))) for record in manifest.signatures)
+    return bundle.seal(folder, replace(manifest, signatures=signatures))
+
+
+def outline(cuts: Cuts) -> Cuts:
+    """What profiles need of values at the cuts: shapes, and integers, which may be shapes; in next to no memory."""
+    return {
+        name: ([_outlined(value) for value in entering], [_outlined(value) for value in leaving])
+        for name, (entering, leaving) in cuts.items()
+    }
+
+
+def _outlined(value: Any) -> Any:
+    array = np.asarray(value)
+    return array if array.dtype.kind in "iu" else np.broadcast_to(np.zeros((), array.dtype), array.shape)
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Builds the TensorRT engines of a bundle from the values seen at its cuts.
+
+    Attributes:
+        folder: the bundle.
+        seen: one item per sample of the user's.
+        probes: values at the cuts for inputs that engines take, the most telling first, to prove engines with.
+        options: of the builds.
+    """
+
+    folder: Path
+    seen: Sequence[Cuts]
+    probes: Sequence[Cuts]
+    options: BuildOptions
+
+    def build(self) -> tuple[Manifest, dict[str, str]]:
+        """Build what can be built.
+
+        Returns:
+            The bundle's new manifest, and why an island has no engine, by its name. Where TensorRT is not installed,
+            profiles are recorded, and that is no failure.
+        """
+        failures: dict[str, str] = {}
+
+        def change(island: IslandRecord) -> IslandRecord:
+            try:
+                return self._with_engine(island)
+            except BuildError as error:
+                failures[island.name] = error.message
+                return _with_engine(island, EngineRecord(**_waiting(island), profiles=()))
+
+        manifest = _with_islands(self.folder, change)
+        rounded = any(engine.precision == "tf32" for island in manifest.islands for engine in island.engines)
+        if rounded and manifest.precision == "fp32":
+            manifest = bundle.seal(self.folder, replace(manifest, precision="tf32"))
+        return manifest, failures
+
+    def _with_engine(self, island: IslandRecord) -> IslandRecord:
+        recipe = bundle.read(self.folder, check_files=False).recipe
+        if not all(island.name in item for item in (*self.seen, *self.probes)):
+            raise BuildError("this model does not show what enters its islands")
+        names = [spec.name for spec in island.inputs]
+        values = [dict(zip(names, item[island.name][0], strict=True)) for item in self.seen]
+        profiles = profiles_for(recipe["profile"], island.inputs, values)
+        if recipe["profile"] == "implicit-batch":
+            profiles = _smallest_first(profiles)
+        record = EngineRecord(
+            kind=_KIND, file="", version="", precision=island.precision, profiles=tuple(map(_plain, profiles))
+        )
+        if tftrt_env.read().abort_builds:
+            raise BuildError(ABORTED)
+        if not tensorrt.version():
+            return _with_engine(island, record)
+        stored = next(engine.file for engine in island.engines if engine.kind == "onnxruntime")
+        file = f"{bundle.FOLDER}/islands/{island.name}{tensorrt.SUFFIX}"
+        tensorrt.build(self.folder / stored, self.folder / file, profiles, self.options)
+        precision = "tf32" if self.options.tf32 and island.precision == "fp32" else island.precision
+        if island.probe:
+            self._renew_probe(island, profiles, onnxruntime.open(self.folder / stored))
+        return _with_engine(island, replace(record, file=file, version=tensorrt.version(), precision=precision))
+
+    def _renew_probe(self, island: IslandRecord, profiles: Sequence[Profile], proven: OpenEngine) -> None:
+        """Store a new probe when the engine would not take the old one's shapes.
+
+        The embedded engine, which was verified, must agree with it: values far from the calibrated ones say nothing of
+        an int8 engine.
+        """
+        inputs, _ = runtime.read_probe(self.folder / island.probe)
+        if not profiles or any(covers(profile, inputs) for profile in profiles):
+            return
+        for probe in self.probes:
+            entering, leaving = probe[island.name]
+            if _agrees(island, proven, entering, leaving):
+                runtime.write_probe(self.folder / island.probe, entering, leaving)
+                return
+        log.warning("%s: no values of these shapes can prove its engine, so the embedded one will run", island.name)
+
+
+def _agrees(island: IslandRecord, engine: OpenEngine, entering: Sequence[Any], leaving: Sequence[Any]) -> bool:
+    try:
+        found = engine.run(entering)
+    except RunError:
+        return False
+    pairs = zip(island.outputs, leaving, found, strict=True)
+    return not any(disagreement(want, got, tolerance_for(island.precision, s.dtype)) for s, want, got in pairs)
+
+
+def _plain(profile: Profile) -> dict[str, Any]:
+    return {"min": profile.min, "opt": profile.opt, "max": profile.max, "values": profile.values}
+
+
+def _smallest_first(profiles: Sequence[Profile]) -> tuple[Profile, ...]:
+    """The first profile that contains a shape is used: let it be the one for the smallest batch."""
+    return tuple(sorted(profiles, key=lambda profile: [shape[:1] for shape in profile.max]))
+
+
+def publish(folder: Path, target: Path, *, keep_engines: bool, build_at_runtime: bool) -> Manifest:
+    """Copy a bundle to where the user wants it; what was there is replaced, if it was a SavedModel or empty.
+
+    Args:
+        folder: the converter's own bundle.
+        target: where to.
+        keep_engines: store TensorRT engines; without, their profiles stay, and another GPU builds for them.
+        build_at_runtime: whether engines may be built there for shapes that none takes.
+
+    Raises:
+        RecipeError: ``target`` holds something else, or cannot be made.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(target) as new:
+        shutil.copytree(folder, new, dirs_exist_ok=True)
+        manifest = stamp(new, allow_build_at_runtime=build_at_runtime)
+        recipe = {**manifest.recipe, "build_at_runtime": build_at_runtime}
+        bundle.seal(new, replace(manifest, recipe=recipe))
+        return _with_islands(new, lambda island: _relocated(new, island, keep_engines))
+
+
+def _relocated(folder: Path, island: IslandRecord, keep_engines: bool) -> IslandRecord:
+    """Move an engine to TF-TRT's place; without it, the file there is empty, as TF-TRT's is."""
+    engine = next((item for item in island.engines if item.kind == _KIND), None)
+    if engine is None or not engine.file:
+        return island
+    place = f"{ASSET}{island.name}"
+    (folder / "assets").mkdir(exist_ok=True)
+    if keep_engines:
+        (folder / engine.file).rename(folder / place)
+        return _with_engine(island, replace(engine, file=place))
+    (folder / engine.file).unlink()
+    (folder / place).write_bytes(b"")
+    return _with_engine(island, replace(engine, file="", version=""))
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A new directory that takes the place of ``target`` at the end, whole or not at all."""
+    if not os.path.lexists(target):
+        with bundle.atomic_directory(target) as new:
+            yield new
+        return
+    if not target.is_dir() or (any(target.iterdir()) and not (target / "saved_model.pb").is_file()):
+        raise RecipeError(
+            f"{target} exists and is no SavedModel", hint="choose another directory; only a SavedModel is replaced"
+        )
+    mark = uuid.uuid4().hex[:8]
+    aside, fresh = (target.with_name(f".{target.name}.{what}.{mark}") for what in ("old", "new"))
+    with bundle.atomic_directory(fresh) as new:
+        yield new
+    target.rename(aside)
+    fresh.rename(target)
+    shutil.rmtree(aside)
+
+
+def export_plans(folder: Path, manifest: Manifest, place: Path) -> None:
+    """Write every TensorRT engine as a plan file, and its shapes beside it (``TF_TRT_EXPORT_TRT_ENGINES_PATH``)."""
+    place.mkdir(parents=True, exist_ok=True)
+    for island in manifest.islands:
+        for engine in island.engines:
+            if engine.kind == _KIND and engine.file:
+                shutil.copyfile(folder / engine.file, place / island.name)
+                (place / f"dims-{island.name}").write_text(_dims(island.inputs, engine), encoding="utf-8")
+
+
+def _dims(inputs: Sequence[TensorSpec], engine: EngineRecord) -> str:
+    lines = [spec.describe() for spec in inputs]
+    for index, profile in enumerate(engine.profiles):
+        lines.append(f"profile {index}: min {profile['min']} opt {profile['opt']} max {profile['max']}")
+    return "\n".join([*lines, ""])

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from refimpl import env
 from refimpl.errors import RecipeError
 
 PREFIX = "TF_TRT_"
-FEATURES = ("disable_graph_freezing", "remove_native_segments", "reject_all_fp_cast_ops", "disable_logger_filtering")
+# What TF_TRT_EXPERIMENTAL_FEATURES may name, and why some of it does nothing here.
+FEATURES = {
+    "disable_graph_freezing": "",
+    "reject_all_fp_cast_ops": "",
+    "remove_native_segments": "TensorFlow runs an island's native segment when no engine can, so none is removed",
+    "disable_logger_filtering": "TensorRT's messages are in the errors and the log of the build that they belong to",
+}
 _log = logging.getLogger("refimpl.trt_convert")
 
 
@@ -83,6 +89,7 @@ TABLE = (
 )
 _BY_NAME = {row.name: row for row in TABLE}
 NATIVE = "TF_TRT_ALLOW_ENGINE_NATIVE_SEGMENT_EXECUTION"
+ABORT = "TF_TRT_ABORT_CUDA_ENGINE_BUILD"
 # Names that people set and TF-TRT never read, and what they meant.
 MISTAKEN = {
     "TF_TRT_DISABLE": "minimum_segment_size=-1",
@@ -124,7 +131,7 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
     number = _as_number(report)
     return Settings(
         native_allowed=_boolean(given, NATIVE),
-        abort_builds=_boolean(given, "TF_TRT_ABORT_CUDA_ENGINE_BUILD"),
+        abort_builds=_boolean(given, ABORT),
         max_engines=max(0, _integer(given, "TF_TRT_MAX_ALLOWED_ENGINES")),
         denylist=_items(given, "TF_TRT_OP_DENYLIST"),
         features=_items(given, "TF_TRT_EXPERIMENTAL_FEATURES"),
@@ -135,9 +142,17 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
     )
 
 
+# Asked while a model runs, so alone: another variable's typing error must not stop a call.
+
+
 def native_allowed() -> bool:
-    """Whether islands may run in TensorFlow when no engine can; alone, since it is asked while a model runs."""
+    """Whether islands may run in TensorFlow when no engine can."""
     return _boolean(env.variables(NATIVE), NATIVE)
+
+
+def abort_builds() -> bool:
+    """Whether every build of a TensorRT engine is to fail."""
+    return _boolean(env.variables(ABORT), ABORT)
 
 
 def warnings(environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -164,14 +179,22 @@ def _idle(name: str, value: str) -> str:
         near = difflib.get_close_matches(name, _BY_NAME, n=1)
         return f"{name} is set, but nothing reads it" + (f"; did you mean {near[0]}?" if near else "")
     row = _BY_NAME[name]
-    if not row.ours and value != row.default:
+    if not row.ours and value.strip() not in ("", row.default):
         return f"{name}={value} has no effect: {row.meaning}"
-    unknown = [item for item in _split(value) if item not in FEATURES] if row.name.endswith("_FEATURES") else []
-    return f"{name} names {unknown[0]!r}, which is no feature; there are {', '.join(FEATURES)}" if unknown else ""
+    return _idle_features(name, _split(value)) if row.name.endswith("_FEATURES") else ""
+
+
+def _idle_features(name: str, features: Sequence[str]) -> str:
+    if unknown := [item for item in features if item not in FEATURES]:
+        return f"{name} names {unknown[0]!r}, which is no feature; there are {', '.join(FEATURES)}"
+    idle = [f"{item} has no effect: {FEATURES[item]}" for item in features if FEATURES[item]]
+    return f"{name}: {'; '.join(idle)}" if idle else ""
 
 
 def _value(given: Mapping[str, str], name: str) -> str:
-    return given.get(name, _BY_NAME[name].default)
+    """An empty value is none: ``NAME=`` is how a container's settings unset a variable."""
+    value = given.get(name, "")
+    return value if value.strip() else _BY_NAME[name].default
 
 
 def _boolean(given: Mapping[str, str], name: str) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from refimpl import tftrt_env
 from refimpl.bundle import EngineRecord, IslandRecord
 from refimpl.engines import BuildOptions, OpenEngine, Profile, kind
-from refimpl.errors import BuildError, RunError
+from refimpl.errors import BuildError, RefimplError, RunError, first_line
 from refimpl.numerics import disagreement
 from refimpl.profiles import profile_at_runtime
 from refimpl.tolerance import tolerance_for
@@ -96,10 +96,11 @@ class EngineCache:
             raise RunError(failure.why)
         try:
             found = self._build(inputs)
-        except (BuildError, RunError) as error:
+        except Exception as error:  # a full disk, a library's own error: the next kind of engine still answers
+            why = error.message if isinstance(error, RefimplError) else f"{type(error).__name__}: {first_line(error)}"
             tries = failure.tries + 1 if failure else 1
-            self._failures[shapes] = _Failure(error.message, tries, 1 << (tries - 1))
-            raise RunError(error.message) from error
+            self._failures[shapes] = _Failure(why, tries, 1 << (tries - 1))
+            raise RunError(why) from error
         self._failures.pop(shapes, None)
         return found
 
@@ -142,7 +143,7 @@ class GrowingEngine:
 
     def _build(self, inputs: Sequence[Array]) -> Entry:
         """Build for these inputs, and let it agree with the embedded engine, which TensorFlow has proven."""
-        if tftrt_env.read().abort_builds:
+        if tftrt_env.abort_builds():
             raise BuildError(ABORTED)
         module = kind("tensorrt")
         recipe = self._recipe

@@ -6,6 +6,7 @@ lists what differs, and why.
 
 from __future__ import annotations
 
+from refimpl.trt_convert import upstream as _upstream
 from refimpl.trt_convert.converter import TrtGraphConverterV2
 from refimpl.trt_convert.params import (
     DEFAULT_TRT_CONVERSION_PARAMS,
@@ -24,6 +25,11 @@ from refimpl.trt_convert.v1 import TrtGraphConverter, create_inference_graph
 # The names under tf.experimental.tensorrt.
 Converter = TrtGraphConverterV2
 ConversionParams = TrtConversionParams
+
+_TRT_ENGINE_OP_NAME = _upstream.ENGINE_OP_NAME
+_check_conversion_params = _upstream.check_conversion_params
+_check_trt_version_compatibility = _upstream.check_trt_version_compatibility
+_get_canonical_engine_name = _upstream.canonical_engine_name
 
 __all__ = [
     "DEFAULT_TRT_CONVERSION_PARAMS",

@@ -23,15 +23,20 @@ from refimpl.profiles import profiles_for
 from refimpl.runtime.building import ABORTED, covers
 from refimpl.specs import TensorSpec
 from refimpl.tolerance import tolerance_for
+from refimpl.trt_convert import saving
 from refimpl.trt_convert.params import log
 from refimpl.trt_convert.view import set_attributes
 
 Cuts = Mapping[str, tuple[list[Any], list[Any]]]  # by island: values that enter and values that leave
 ASSET = "assets/trt-serialized-engine."  # TF-TRT's place for engines, followed by the island's name
 _KIND = tensorrt.NAME
+_SAVED_MODEL = frozenset(  # what TensorFlow, Keras and we write at the top of one
+    f"""saved_model.pb saved_model.pbtxt variables assets assets.extra debug fingerprint.pb keras_metadata.pb
+    {bundle.FOLDER}""".split()
+)
 
 
-def stamp(folder: Path, **values: str | int | bool) -> Manifest:
+def stamp(folder: Path, **values: str | int | bool | None) -> Manifest:
     """Put private attributes on the engine nodes of a bundle, and seal it again."""
     file = folder / "saved_model.pb"
     proto = saved_model_pb2.SavedModel()
@@ -130,7 +135,7 @@ class Builder:
         record = EngineRecord(
             kind=_KIND, file="", version="", precision=island.precision, profiles=tuple(map(_plain, profiles))
         )
-        if tftrt_env.read().abort_builds:
+        if tftrt_env.abort_builds():
             raise BuildError(ABORTED)
         if not tensorrt.version():
             return _with_engine(island, record)
@@ -177,7 +182,7 @@ def _smallest_first(profiles: Sequence[Profile]) -> tuple[Profile, ...]:
     return tuple(sorted(profiles, key=lambda profile: [shape[:1] for shape in profile.max]))
 
 
-def publish(folder: Path, target: Path, *, keep_engines: bool, build_at_runtime: bool) -> Manifest:
+def publish(folder: Path, target: Path, *, keep_engines: bool, build_at_runtime: bool, traced: Any = None) -> Manifest:
     """Copy a bundle to where the user wants it; what was there is replaced, if it was a SavedModel or empty.
 
     Args:
@@ -185,6 +190,7 @@ def publish(folder: Path, target: Path, *, keep_engines: bool, build_at_runtime:
         target: where to.
         keep_engines: store TensorRT engines; without, their profiles stay, and another GPU builds for them.
         build_at_runtime: whether engines may be built there for shapes that none takes.
+        traced: the converted function, to store where its ops come from; None for not doing so.
 
     Raises:
         RecipeError: ``target`` holds something else, or cannot be made.
@@ -192,6 +198,8 @@ def publish(folder: Path, target: Path, *, keep_engines: bool, build_at_runtime:
     target.parent.mkdir(parents=True, exist_ok=True)
     with _replacing(target) as new:
         shutil.copytree(folder, new, dirs_exist_ok=True)
+        if traced is not None:
+            saving.write_debug_info(new, traced)
         manifest = stamp(new, allow_build_at_runtime=build_at_runtime)
         recipe = {**manifest.recipe, "build_at_runtime": build_at_runtime}
         bundle.seal(new, replace(manifest, recipe=recipe))
@@ -215,7 +223,10 @@ def _relocated(folder: Path, island: IslandRecord, keep_engines: bool) -> Island
 
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
-    """A new directory that takes the place of ``target`` at the end, whole or not at all."""
+    """A new directory that takes the place of ``target`` at the end, whole or not at all.
+
+    What somebody put beside an old SavedModel (labels, notes) is not ours to delete: it becomes part of the new one.
+    """
     if not os.path.lexists(target):
         with bundle.atomic_directory(target) as new:
             yield new
@@ -224,9 +235,15 @@ def _replacing(target: Path) -> Iterator[Path]:
         raise RecipeError(
             f"{target} exists and is no SavedModel", hint="choose another directory; only a SavedModel is replaced"
         )
+    target = target.resolve()  # what a link names is replaced, not the link
     mark = uuid.uuid4().hex[:8]
     aside, fresh = (target.with_name(f".{target.name}.{what}.{mark}") for what in ("old", "new"))
     with bundle.atomic_directory(fresh) as new:
+        for item in target.iterdir():
+            if item.is_dir() and item.name not in _SAVED_MODEL:
+                shutil.copytree(item, new / item.name)
+            elif item.name not in _SAVED_MODEL:
+                shutil.copy2(item, new / item.name)
         yield new
     target.rename(aside)
     fresh.rename(target)

@@ -26,19 +26,23 @@ from refimpl.trt_convert.params import (
     without_ranges,
 )
 from refimpl.trt_convert.support import (
+    Attributes,
     Home,
     InputFn,
     aborted,
+    attributes_of,
     default_recipe,
     in_tftrt_words,
     stored,
     tell_dropped,
     tell_once,
+    tell_scope,
     write_report,
 )
+from refimpl.trt_convert.upstream import UpstreamMethods
 
 
-class TrtGraphConverterV2:
+class TrtGraphConverterV2(UpstreamMethods):
     """TF-TRT's offline converter for TF2 SavedModels.
 
     Args:
@@ -110,7 +114,6 @@ class TrtGraphConverterV2:
         self._converted = False
         self._build_called_once = False
         self._calibrated = False
-        self._test_only_disable_non_trt_optimizers = False  # TF-TRT's own tests set it
         self._home: Home | None = None
         self._real: Mapping[str, Any] | None = None  # a sample of the user's for calibration
         self._converted_func: Any = None
@@ -134,6 +137,7 @@ class TrtGraphConverterV2:
             RefimplError: the conversion fails; see :func:`refimpl.convert`.
         """
         assert not self._converted
+        self._device = tell_scope()
         if self._need_calibration and not calibration_input_fn:
             raise ValueError("Should specify calibration_input_fn because INT8 calibration is needed")
         if not self._need_calibration and calibration_input_fn:
@@ -191,22 +195,15 @@ class TrtGraphConverterV2:
         table = artifact.calibration(folder) if input_fn else ""
         self._load(artifact.stamp(folder, **self._attributes(recipe), calibration_data=table))
 
-    def _attributes(self, recipe: Recipe) -> dict[str, str | int | bool]:
+    def _attributes(self, recipe: Recipe) -> Attributes:
         """TF-TRT's attributes of an engine node."""
-        params = self._conversion_params
         calibrated_later = self._need_calibration and recipe.precision == "fp32"
-        found: dict[str, str | int | bool] = {
-            "precision_mode": params.precision_mode.upper() if calibrated_later else recipe.precision.upper(),
-            "use_calibration": bool(params.use_calibration),
+        return {
+            **attributes_of(self._conversion_params),
+            "precision_mode": "INT8" if calibrated_later else recipe.precision.upper(),
             "use_implicit_batch": not self._use_dynamic_shape,
-            "static_engine": False,
-            "max_cached_engines_count": params.maximum_cached_engines,
-            "workspace_size_bytes": params.max_workspace_size_bytes,
-            "allow_build_at_runtime": True,
+            "profile_strategy": self._profile_strategy.lower() if self._use_dynamic_shape else None,
         }
-        if self._use_dynamic_shape:
-            found["profile_strategy"] = self._profile_strategy.lower()
-        return found
 
     def _load(self, manifest: Manifest) -> None:
         from refimpl import runtime
@@ -268,26 +265,30 @@ class TrtGraphConverterV2:
                 raise RuntimeError("Need to provide the calibration_input_fn arg while calling convert().")
             self._run(self._recipe(), self._calibration_input_fn)
             self._calibrated = True
-        samples = list(self._binder.samples(input_fn))
-        if not samples:
-            log.error("input_fn yielded nothing")
-            raise RuntimeError("Failed to convert input to tensor.")
-        self._build_engines(samples)
-        self._call(samples[0])
+        self._call(self._build_engines(input_fn))
         self._build_called_once = True
 
-    def _build_engines(self, samples: list[dict[str, Any]]) -> None:
+    def _build_engines(self, input_fn: InputFn) -> dict[str, Any]:
+        """Build for what ``input_fn`` yields; no more than the first item, which is returned, stays in memory."""
         from refimpl.engines import BuildOptions
         from refimpl.trt_convert import artifact
 
-        seen = [artifact.outline(self._natively(sample)) for sample in samples]
+        first: dict[str, Any] | None = None
+        seen = []
+        for sample in self._binder.samples(input_fn):
+            first = sample if first is None else first
+            seen.append(artifact.outline(self._natively(sample)))
+        if first is None:
+            log.error("input_fn yielded nothing")
+            raise RuntimeError("Failed to convert input to tensor.")
         options = BuildOptions(self._manifest.recipe["tf32"], self._manifest.recipe["workspace_bytes"])
-        manifest, failures = artifact.Builder(self._folder, seen, self._probes(samples[0]), options).build()
+        manifest, failures = artifact.Builder(self._folder, seen, self._probes(first), options).build()
         for name, why in failures.items():
             log.error("no TensorRT engine could be built for %s: %s", name, why)
         if failures and not tftrt_env.read().native_allowed:
             raise aborted()
         self._load(manifest)
+        return first
 
     def _natively(self, sample: Mapping[str, Any]) -> dict[str, tuple[list[Any], list[Any]]]:
         """TensorFlow's own values at the cuts: no engine runs."""
@@ -338,14 +339,14 @@ class TrtGraphConverterV2:
         Args:
             output_saved_model_dir: where to; a SavedModel that is there is replaced.
             save_gpu_specific_engines: store the TensorRT engines; without, another GPU builds its own.
-            options: a ``tf.saved_model.SaveOptions``, of which nothing applies to a bundle.
+            options: a ``tf.saved_model.SaveOptions``: ``save_debug_info`` applies, and the others are told.
 
         Raises:
             AssertionError: nothing was converted.
             RuntimeError: calibration is still to be done by ``build()``.
             RecipeError: the directory holds something else.
         """
-        from refimpl.trt_convert import artifact
+        from refimpl.trt_convert import artifact, saving
 
         assert self._converted
         if self._need_calibration and not self._calibrated:
@@ -354,13 +355,13 @@ class TrtGraphConverterV2:
                 "calibrate the TensorRT engines."
             )
         if options is not None:
-            log.info("options of save() have no effect: the SavedModel is copied, not traced again")
-        target = Path(output_saved_model_dir)
+            saving.tell_options(options)
         artifact.publish(
             self._folder,
-            target,
+            Path(output_saved_model_dir),
             keep_engines=save_gpu_specific_engines,
             build_at_runtime=bool(self._conversion_params.allow_build_at_runtime),
+            traced=self._converted_func if options is not None and options.save_debug_info else None,
         )
         if save_gpu_specific_engines and (place := tftrt_env.read().engines_path):
             artifact.export_plans(self._folder, self._manifest, Path(place))

@@ -35,13 +35,14 @@ class Binder:
         self.order = tuple(declared) or self._alphabetical
         self._known = bool(declared)
         self._told: set[str] = set()
+        self._chosen: tuple[str, ...] = ()  # the order of the positional items until now
 
     def samples(self, input_fn: InputFn) -> Iterator[dict[str, Any]]:
         """Each item that ``input_fn()`` yields, as tensors by input name.
 
         Raises:
             RuntimeError: a dict or a bare value cannot become a tensor.
-            TypeError: the number or the names of the values are not the signature's.
+            TypeError: the number, the names, the dtypes or the shapes of the values are not the signature's.
         """
         for item in input_fn():
             yield self.bind(item)
@@ -59,15 +60,21 @@ class Binder:
             raise _binding_error(f"missing a required argument: '{missing[0]}'", self.order)
         if unknown := [name for name in values if name not in self._specs]:
             raise _binding_error(f"got an unexpected keyword argument '{unknown[0]}'", self.order)
-        return dict(values)
+        return self._checked(dict(values))
+
+    def _checked(self, values: dict[str, Any]) -> dict[str, Any]:
+        for name, value in values.items():
+            if not self._fit([name], [value]):
+                found = TensorSpec(name, value.dtype.name, tuple(value.shape)).describe()
+                raise _binding_error(f"{found} is not compatible with {self._specs[name].describe()}", self.order)
+        return values
 
     def _by_position(self, values: Sequence[Any]) -> dict[str, Any]:
         if len(values) != len(self.order):
             more = "too many positional arguments" if len(values) > len(self.order) else "missing a required argument"
             raise _binding_error(f"{more}: {len(values)} values for {len(self.order)} inputs", self.order)
-        order = self.order
-        if order != self._alphabetical and not self._fit(order, values) and self._fit(self._alphabetical, values):
-            order = self._alphabetical
+        order = self._positions(values)
+        if order == self._alphabetical != self.order:
             self._tell(
                 f"positional samples fit only in the alphabetical order {order}, which TF-TRT used, so they are bound "
                 "that way; yield dicts"
@@ -82,7 +89,26 @@ class Binder:
                 f"the order in which the model declares its inputs is not known; positional samples are bound to "
                 f"{order}; yield dicts to be sure"
             )
-        return dict(zip(order, values, strict=True))
+        return self._checked(dict(zip(order, values, strict=True)))
+
+    def _positions(self, values: Sequence[Any]) -> tuple[str, ...]:
+        """Which input each value is: as the items before; the order of the declaration, or the one that fits.
+
+        Raises:
+            TypeError: this item fits only in another order than those before, so some of them were bound wrongly.
+        """
+        order = self._chosen or self.order
+        other = self._alphabetical if order == self.order else self.order
+        if not self._fit(order, values) and self._fit(other, values):
+            if self._chosen:
+                raise _binding_error(
+                    f"positional values of this shape fit only {other}, and those before were bound to {order}; "
+                    "yield dicts",
+                    self.order,
+                )
+            order = other
+        self._chosen = order
+        return order
 
     def _fit(self, order: Sequence[str], values: Sequence[Any]) -> bool:
         return all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import sys
 from dataclasses import replace
@@ -131,7 +132,7 @@ def recipe_for(
         tf32: whether TensorFlow itself may round to TF32.
     """
     settings = tftrt_env.read()
-    keep = [*base.keep_in_tf, *settings.denylist]
+    keep = [*base.keep_in_tf, *map(glob.escape, settings.denylist)]  # TF-TRT's are no patterns
     if "reject_all_fp_cast_ops" in settings.features:
         keep.append("Cast")
     if params.minimum_segment_size == -1:

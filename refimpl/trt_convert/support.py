@@ -18,9 +18,10 @@ from refimpl import env
 from refimpl.bundle import LeftOp
 from refimpl.recipe import Recipe
 from refimpl.runtime import DISALLOWED
-from refimpl.trt_convert.params import log
+from refimpl.trt_convert.params import TrtConversionParams, log
 
 InputFn = Callable[[], Iterable[Any]]
+Attributes = dict[str, str | int | bool | None]  # of engine nodes; None for one that must not be there
 
 
 class Home:
@@ -43,6 +44,34 @@ def aborted() -> Exception:
 def tell_once(text: str) -> None:
     """Warn of something once per process."""
     log.warning("%s", text)
+
+
+def tell_scope() -> str | None:
+    """The GPU that ``tf.device`` asks for, when it is not the first, with a warning: it decides nothing here."""
+    import tensorflow as tf
+
+    device = str(tf.zeros([]).device)
+    if "gpu" not in device.lower() or "gpu:0" in device.lower():
+        return None
+    log.warning(
+        "tf.device around convert() has no effect (%s): engines run on the first GPU that CUDA_VISIBLE_DEVICES shows",
+        device,
+    )
+    return device
+
+
+def attributes_of(params: TrtConversionParams) -> Attributes:
+    """TF-TRT's attributes of an engine node, as far as the parameters say them."""
+    return {
+        "use_calibration": bool(params.use_calibration),
+        "static_engine": False,
+        "max_cached_engines_count": params.maximum_cached_engines,
+        "workspace_size_bytes": params.max_workspace_size_bytes,
+        "max_batch_size": -1,
+        "serialized_segment": "",
+        "use_explicit_precision": False,
+        "allow_build_at_runtime": True,
+    }
 
 
 def default_recipe() -> Recipe:
@@ -100,4 +129,9 @@ def stored(samples: Iterable[Mapping[str, Any]] | None) -> Iterator[Samples | No
             arrays: dict[str, Any] = {name: np.asarray(value) for name, value in sample.items()}
             files.append(Path(folder) / f"{index:06d}.npz")
             np.savez(files[-1], **arrays)
-        yield lambda: map(read_npz, files)
+
+        def calibration_input_fn() -> Iterator[Mapping[str, Any]]:
+            yield from map(read_npz, files)
+
+        calibration_input_fn.__qualname__ = calibration_input_fn.__name__  # errors name samples by it
+        yield calibration_input_fn

@@ -32,7 +32,15 @@ from refimpl.trt_convert.params import (
     recipe_for,
     without_ranges,
 )
-from refimpl.trt_convert.support import Home, default_recipe, in_tftrt_words, stored, tell_dropped
+from refimpl.trt_convert.support import (
+    Attributes,
+    Home,
+    attributes_of,
+    default_recipe,
+    in_tftrt_words,
+    stored,
+    tell_dropped,
+)
 
 _KEY = "serving_default"
 _kept: list[Home] = []  # a GraphDef cannot hold on to its files, so they stay until the process ends
@@ -225,18 +233,17 @@ class TrtGraphConverter:
         for name, why in failures.items():
             log.error("no TensorRT engine could be built for %s: %s", name, why)
 
-    def _attributes(self, recipe: Recipe) -> dict[str, str | int | bool]:
-        params = self._conversion_params
-        found: dict[str, str | int | bool] = {
+    def _attributes(self, recipe: Recipe) -> Attributes:
+        """TF-TRT's attributes of an engine node."""
+        found = {
+            **attributes_of(self._conversion_params),
             "precision_mode": "INT8" if self._need_calibration else recipe.precision.upper(),
-            "use_calibration": bool(params.use_calibration),
             "use_implicit_batch": True,
             "static_engine": not self._is_dynamic_op,
-            "max_cached_engines_count": params.maximum_cached_engines,
-            "workspace_size_bytes": params.max_workspace_size_bytes,
-            "allow_build_at_runtime": True,
+            "profile_strategy": None,
         }
-        found["max_batch_size"] = -1 if self._max_batch_size is None else self._max_batch_size
+        if self._max_batch_size is not None:
+            found["max_batch_size"] = self._max_batch_size
         if not self._is_dynamic_op:
             found["serialized_segment"] = f"{bundle.FOLDER}/islands"  # where the engine is, which TF-TRT kept here
         return found

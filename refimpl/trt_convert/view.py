@@ -17,6 +17,7 @@ from refimpl.report.tftrt import DotNode, EngineRow
 from refimpl.trt_convert.function import is_engine
 from refimpl.trt_convert.inputs import read_meta_graph
 
+BUNDLE_INPUTS = 4  # an engine node's first inputs say where its bundle is, and which island it stands for
 _HELPERS = ("_name", "_bundle", "_dtypes", "_value")  # nodes around an engine node, by the end of their names
 
 
@@ -48,17 +49,23 @@ def stitched_function(meta_graph: Any, manifest: Manifest, record: SignatureReco
     return next((item for item in meta_graph.graph_def.library.function if item.signature.name == name), None)
 
 
-def set_attributes(graph_def: Any, **values: str | int | bool) -> None:
+def set_attributes(graph_def: Any, **values: str | int | bool | None) -> None:
     """Put private attributes on every engine node of a GraphDef, its functions included; ``mode=1`` is ``_mode``.
 
-    ``_segment_func`` names the function of its native segment.
+    None takes an attribute away. ``_segment_func`` names the function of its native segment; ``_InT`` and ``_OutT``
+    are the dtypes of the island's own inputs and outputs.
     """
     for nodes in [graph_def.node, *(function.node_def for function in graph_def.library.function)]:
         for node in nodes:
             if is_engine(node):
                 node.attr["_segment_func"].func.name = f"{node.name}_native_segment"
+                node.attr["_InT"].list.type[:] = node.attr["Tin"].list.type[BUNDLE_INPUTS:]
+                node.attr["_OutT"].list.type[:] = node.attr["Tout"].list.type[1:]  # the first says whether one ran
                 for key, value in values.items():
-                    _set(node.attr[f"_{key}"], value)
+                    if value is None:
+                        node.attr.pop(f"_{key}", None)
+                    else:
+                        _set(node.attr[f"_{key}"], value)
 
 
 def _set(attr: Any, value: str | int | bool) -> None:

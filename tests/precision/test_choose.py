@@ -321,3 +321,12 @@ def test_an_engine_that_overflows_is_measured_as_tensorflow(place: Path) -> None
     assert calls
     assert [row["drop"] for row in manifest.signatures[0].tried] == pytest.approx([0, 0, 0], abs=1e-6)
     assert refimpl.load(place / "b").manifest.precision == "int8"
+
+
+def test_a_sample_that_verification_does_not_reach_is_still_watched(cnn: Path, place: Path) -> None:
+    """The last of twenty batches is a thousand times larger: where it arrives, float16 is too coarse."""
+    samples = [*batches(19)(), images(2, seed=1, scale=1000.0)]
+    small = layers_of(convert(cnn, place / "a", samples=samples[:-1], precision="fp16"))
+    large = layers_of(convert(cnn, place / "b", samples=samples, precision="fp16"))
+    assert short(small, "conv") == dict.fromkeys(("conv0", "conv1", "conv2"), "fp16")
+    assert short(large, "conv").get("conv0") != "fp16"

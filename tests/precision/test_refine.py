@@ -302,6 +302,21 @@ def test_a_fault_of_the_rewriter_never_ships(
         assert "its rewrite is wrong: " in found.finding.problem
 
 
+def test_every_single_step_counts(tmp_path: Path) -> None:
+    """A weight may be half a step off what the model has, and no more."""
+    model, _ = plain()
+    ranges = Ranges(thresholds=dict.fromkeys(tensors_to_observe(model), 1.0))
+    right = rewrite_module.rewrite(model, "int8", ranges, {}).model
+    for index in range(40):
+        wrong = onnx.ModelProto()
+        wrong.CopyFrom(right)
+        (item,) = [item for item in wrong.graph.initializer if item.name == "w2/quantized"]
+        steps = numpy_helper.to_array(item).copy()
+        steps.flat[index] += 1 if steps.flat[index] < 127 else -1
+        item.CopyFrom(numpy_helper.from_array(steps, item.name))
+        assert "weight w2 of middle is " in refine_module.rewrite_fault(model, wrong, ranges.thresholds), index
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 def test_a_right_rewrite_has_no_fault(precision: str, tmp_path: Path) -> None:
     """The control, over all the layers that int8 can have."""

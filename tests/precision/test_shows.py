@@ -164,7 +164,7 @@ def test_fake_quantization_is_within_one_step(tmp_path: Path) -> None:
     assert abs(measure.top1(got, labels) - measure.top1(want, labels)) <= 0.01
     assert measure.top1(want, labels) >= 0.9
     assert not (made.path / CALIBRATION).exists()
-    assert made.layers()["int8"] >= QUANTIZED
+    assert made.layers() == {"int8": 4}
 
 
 # ``auto`` finds a planted sensitive layer and leaves exactly it in higher precision.
@@ -186,6 +186,9 @@ def test_auto_finds_the_planted_layer(tmp_path: Path) -> None:
     assert verdicts["int8, 1 layer in fp16"] == "chosen"
     assert {"fp32", "int8", "fp16"} <= set(verdicts)
     assert verdicts["int8"] not in ("chosen", "allowed")
+    metric = {row["name"]: row["metric"] for row in made.tried()}
+    assert metric["int8"] < metric["fp32"] - 0.05, "it is really sensitive"
+    assert metric["int8, 1 layer in fp16"] >= metric["fp32"] - 0.005
 
 
 def test_auto_leaves_the_network_in_int8_without_it(trained: Digits) -> None:
@@ -215,8 +218,9 @@ def test_an_encoder_is_rounded_where_the_graph_says(tmp_path: Path) -> None:
 
 
 def test_a_plain_session_is_too_optimistic_about_a_cnn(trained: Digits) -> None:
+    """A little, about four layers; about the 50 of ResNet50 much more: the docs have the figure."""
     plain, ours = prediction.errors(trained.convert(precision="fp16"))
-    assert 0 < 1.5 * plain < ours < 1e-3
+    assert 0 < 1.1 * plain < ours < 1e-3
 
 
 # The guide's example.

@@ -247,6 +247,30 @@ def test_a_build_that_fails_leaves_the_embedded_engine(machine, tmp_path):
     assert ran(folder, 2) == ["tensorrt"]
 
 
+@pytest.mark.parametrize("error", [OSError("No space left on device"), ValueError("from inside a library")])
+def test_a_build_that_fails_in_its_own_way_does_not_fail_the_call(machine, tmp_path, monkeypatch, error):
+    folder = saved(tmp_path, 2)
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(tensorrt, "build", fail)
+    with logged() as lines:
+        assert ran(folder, 6) == ["onnxruntime"]
+    assert f"{type(error).__name__}: {error}" in "".join(lines)
+
+
+def test_a_function_from_before_the_build_runs_what_was_built(machine):
+    made = trt.TrtGraphConverterV2(input_saved_model_dir=str(saved_model("digits")), allow_build_at_runtime=False)
+    function = made.convert()
+    function(images(3))
+    made.build(input_fn=lambda: iter([images(4)]))
+    owner = runtime._runtime(str(made._folder / bundle.POINTER), made._manifest.bundle_id)
+    with owner.listening() as trace:
+        assert_same(function(images(3)), call(saved_model("digits"), image=images(3)))
+    assert {run.engine for run in trace} == {"tensorrt"}
+
+
 def test_an_engine_built_here_that_is_wrong_is_not_used(machine, tmp_path):
     folder = saved(tmp_path, 2)
     machine.off_by = 3

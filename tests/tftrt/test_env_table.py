@@ -44,11 +44,33 @@ def test_values(name, value, field, expected):
     assert getattr(read({name: value}), field) == expected
 
 
-@pytest.mark.parametrize(("name", "value"), [(NATIVE, "no"), (NATIVE, ""), ("TF_TRT_MAX_ALLOWED_ENGINES", "many")])
+@pytest.mark.parametrize(("name", "value"), [(NATIVE, "no"), ("TF_TRT_MAX_ALLOWED_ENGINES", "many")])
 def test_values_that_mean_nothing(name, value):
     with pytest.raises(RecipeError, match=name) as caught:
         read({name: value})
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_value_is_none(empty):
+    names = [row.name for row in tftrt_env.TABLE]
+    assert read(dict.fromkeys(names, empty)) == Settings()
+    assert warnings(dict.fromkeys(names, empty)) == ()
+
+
+@pytest.mark.parametrize("feature", ["remove_native_segments", "disable_logger_filtering"])
+def test_features_without_effect_are_told(feature):
+    (text,) = warnings({"TF_TRT_EXPERIMENTAL_FEATURES": f"reject_all_fp_cast_ops,{feature}"})
+    assert text.startswith(f"TF_TRT_EXPERIMENTAL_FEATURES: {feature} has no effect: ")
+    assert warnings({"TF_TRT_EXPERIMENTAL_FEATURES": "reject_all_fp_cast_ops,disable_graph_freezing"}) == ()
+
+
+def test_what_is_asked_while_a_model_runs_is_read_alone(monkeypatch):
+    """A typing error in another variable is an error of the next conversion, not of every call."""
+    monkeypatch.setenv("TF_TRT_MAX_ALLOWED_ENGINES", "many")
+    monkeypatch.setenv(tftrt_env.ABORT, "true")
+    assert tftrt_env.native_allowed()
+    assert tftrt_env.abort_builds()
 
 
 @pytest.mark.parametrize("name", sorted(tftrt_env.MISTAKEN))

@@ -62,6 +62,34 @@ def test_positions_that_only_fit_in_alphabetical_order(tmp_path, caplog):
     assert "fit only in the alphabetical order" in caplog.text
 
 
+@pytest.fixture
+def ambiguous(tmp_path):
+    """A binder of two inputs of which one takes what the other takes, too; declared against the alphabet."""
+    module = tf.Module()
+    specs = [tf.TensorSpec([None, None], tf.float32, name="z"), tf.TensorSpec([None, 4], tf.float32, name="a")]
+    module.run = tf.function(lambda z, a: {"o": tf.reduce_sum(z) + a}, input_signature=specs)
+    tf.saved_model.save(module, str(tmp_path / "m"), module.run.get_concrete_function())
+    return converted_binder(tmp_path / "m")
+
+
+def two(*sizes: int) -> list[np.ndarray]:
+    return [np.full((1, size), size * 10 + index, np.float32) for index, size in enumerate(sizes)]
+
+
+def test_one_order_for_all_positional_items(ambiguous):
+    """What the first item shows holds for those that would fit either way."""
+    ambiguous.bind(two(4, 3))
+    later = ambiguous.bind(two(4, 4))
+    assert (float(later["a"][0, 0]), float(later["z"][0, 0])) == (40, 41)
+
+
+def test_items_that_contradict_each_other_are_an_error(ambiguous):
+    ambiguous.bind(two(4, 4))
+    with pytest.raises(TypeError, match=r"fit only \('a', 'z'\), and those before were bound to \('z', 'a'\)"):
+        ambiguous.bind(two(4, 3))
+    ambiguous.bind({"z": two(3)[0], "a": two(4)[0]})
+
+
 @pytest.mark.parametrize(
     ("item", "error", "says"),
     [
@@ -72,6 +100,8 @@ def test_positions_that_only_fit_in_alphabetical_order(tmp_path, caplog):
         ([], TypeError, "^Binding inputs to tf.function failed due to `missing"),
         ({}, TypeError, "missing a required argument: 'image'"),
         ({"image": images(), "mask": images()}, TypeError, "unexpected keyword argument 'mask'"),
+        (images().astype(np.float64), TypeError, r"image: float64\[3,28,28,1\] is not compatible with image: float32"),
+        ({"image": images()[0]}, TypeError, r"image: float32\[28,28,1\] is not compatible with"),
     ],
 )
 def test_items_that_do_not_bind(item, error, says):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.framework import graph_debug_info_pb2
 
 import refimpl
 from refimpl import bundle, runtime
@@ -112,8 +115,51 @@ def test_save_replaces_savedmodels_and_empty_folders_only(tmp_path, ready):
     assert refimpl.load(tmp_path / "new" / "deep").signatures.keys() == {"serving_default", "brightness"}
 
 
-def test_options_of_saving_are_taken(tmp_path, ready):
-    ready.save(str(tmp_path / "out"), options=tf.saved_model.SaveOptions(save_debug_info=True))
+def test_what_lies_beside_an_old_savedmodel_stays(tmp_path, ready):
+    place = tmp_path / "1"
+    ready.save(str(place))
+    (place / "labels.txt").write_text("cat")
+    (place / "client").mkdir()
+    (place / "client" / "run.py").write_text("import refimpl")
+    (place / "assets" / "old.txt").write_text("of the old model")
+    ready.save(str(place))
+    assert (place / "labels.txt").read_text() == "cat"
+    assert (place / "client" / "run.py").is_file()
+    assert not (place / "assets" / "old.txt").exists()
+    assert refimpl.load(place).signatures
+    assert [item.name for item in tmp_path.iterdir()] == ["1"]
+
+
+def test_a_link_stays_a_link(tmp_path, ready, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "latest").symlink_to("real")
+    for _ in range(2):
+        ready.save(str(tmp_path / "latest"))
+    assert (tmp_path / "latest").is_symlink()
+    assert refimpl.load(tmp_path / "real").signatures
+    monkeypatch.chdir(tmp_path / "real")
+    ready.save(".")
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["latest", "real"]
+
+
+def test_debug_information_is_saved_when_asked(tmp_path, ready, caplog):
+    with caplog.at_level(logging.WARNING, "refimpl.trt_convert"):
+        ready.save(str(tmp_path / "out"), options=tf.saved_model.SaveOptions(save_debug_info=True))
+    assert not caplog.text
+    file = tmp_path / "out" / "debug" / "saved_model_debug_info.pb"
+    info = graph_debug_info_pb2.GraphDebugInfo.FromString(file.read_bytes())
+    assert any(name.startswith("TRTEngineOp_") for name in info.traces)
+    assert any(name.endswith("trt_convert/function.py") for name in info.files)
+    assert "debug/saved_model_debug_info.pb" in refimpl.load(tmp_path / "out").manifest.files
+    ready.save(str(tmp_path / "plain"), options=tf.saved_model.SaveOptions())
+    assert not (tmp_path / "plain" / "debug").exists()
+
+
+def test_options_without_effect_are_told(tmp_path, ready, caplog):
+    options = tf.saved_model.SaveOptions(namespace_whitelist=["Mine"], experimental_io_device="/job:localhost")
+    with caplog.at_level(logging.WARNING, "refimpl.trt_convert"):
+        ready.save(str(tmp_path / "out"), options=options)
+    assert "without effect: experimental_io_device, namespace_whitelist (" in caplog.text
     assert (tmp_path / "out" / "saved_model.pb").is_file()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import inspect
 import logging
 import subprocess
@@ -153,6 +154,11 @@ def test_the_recipe_of_the_defaults(monkeypatch):
     assert made.max_cached_engines == 1
     assert made.signatures == ("k",)
     assert not made.keep_in_tf
+
+
+def test_a_denylist_is_of_types_and_no_pattern(monkeypatch):
+    monkeypatch.setenv("TF_TRT_OP_DENYLIST", "Conv2D,Conv*")
+    assert [fnmatch.fnmatchcase("Conv2D", item) for item in recipe().keep_in_tf] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,8 @@ def choosing(work: Path, tell: Tell) -> Section:
 
 
 _TEXT = (
-    "`--precision auto --max-drop 0.5%` with a metric of labels, on the calibration images. 'planted' is the same network "
-    "in other numbers: of the 64 channels that its last convolution reads, 48 are 256 times smaller, and the weights that "
-    "they meet 256 times larger. Float32 and float16 compute the same; one int8 scale for the whole tensor cannot hold both."
+    "`--precision auto --max-drop 0.5%` with a metric of labels, on the calibration images. 'planted' is the same "
+    "network in other numbers: of the 64 channels that its last convolution reads, 48 are 256 times smaller, and the "
+    "weights that they meet 256 times larger. Float32 and float16 compute the same; one int8 scale for the whole "
+    "tensor cannot hold both."
 )

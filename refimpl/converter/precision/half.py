@@ -60,10 +60,10 @@ _DISCRETE = frozenset(
     """ArgMax ArgMin TopK NonMaxSuppression Equal Greater GreaterOrEqual Less LessOrEqual Floor Ceil Round Sign Mod
     IsNaN IsInf NonZero Unique OneHot Range QuantizeLinear DequantizeLinear DynamicQuantizeLinear""".split()
 )
-# Results of these are finite whatever they are made of.
+# Results of these are finite whatever they are made of. QuantizeLinear is not among them: what it clips is as large.
 _HIDING = frozenset(
     """ArgMax ArgMin NonMaxSuppression Equal Greater GreaterOrEqual Less LessOrEqual Sign IsNaN IsInf NonZero Unique
-    OneHot QuantizeLinear DynamicQuantizeLinear Shape Size""".split()
+    OneHot Shape Size""".split()
 )
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _UNSEEN = "it leads to indices or truth values only, which would not show that it overflowed"
@@ -108,6 +108,8 @@ def to_half(
                 reason = "it is not among the layers chosen"
             if not reason and node.op_type not in HEAVY and not view.fed_by_half(node, layers):
                 reason = _FOLLOWS
+            if not reason and precision == "fp16" and view.makes_floats(node) and not view.shows(node):
+                reason = _UNSEEN
             layers[node.name] = reason
     if all(layers.values()):
         return Half(model, layers)
@@ -139,8 +141,11 @@ class _View:
                     found.append((side, name))
         return found
 
+    def makes_floats(self, node: Any) -> bool:
+        return any(self.types.get(name) == TensorProto.FLOAT for name in node.output)
+
     def shows(self, node: Any) -> bool:
-        """Whether a NaN or an infinity that a node makes may reach a float result."""
+        """Whether an infinity that a node makes may reach a float result, or is clipped like any large value."""
         if self._shown is None:
             self._shown = {item.name for item in self.model.graph.output if self.types.get(item.name) in _FLOATS}
             for item in reversed(self.model.graph.node):
@@ -184,9 +189,7 @@ def _why_not(view: _View, node: Any, maxima: Mapping[str, float], precision: str
         return f"{node.op_type} {_NO_FORM}"
     if node.op_type in UNSAFE:
         return UNSAFE[node.op_type]
-    if precision != "fp16":
-        return ""
-    return _why_not_in_float16(view, floats, maxima) or ("" if view.shows(node) else _UNSEEN)
+    return _why_not_in_float16(view, floats, maxima) if precision == "fp16" else ""
 
 
 def _why_not_in_float16(view: _View, floats: list[tuple[str, str]], maxima: Mapping[str, float]) -> str:

@@ -19,6 +19,7 @@ from refimpl.converter.precision.quantize import candidates, place
 
 LEVELS = {"int8": ("fp16", "fp32"), "fp16": ("fp32",), "bf16": ("fp32",)}  # where a layer goes that does not stand it
 _QUANTIZED = "it computes in int8"
+_PAIRS = ("QuantizeLinear", "DequantizeLinear")  # they stand around layers and are none
 # TensorRT for RTX 1.7 builds a quantized depthwise convolution, but the engine grows by three bytes for every element
 # of its input, as no other layer does: MobileNetV2 from 14.5 MB in float32 to 41 MB, and to 10.2 MB without them.
 _DEPTHWISE = "TensorRT for RTX takes depthwise convolutions in int8, but does not seem to run them so"
@@ -144,7 +145,7 @@ def _layers(model: Any, precision: str, half: Half, not_int8: Mapping[str, str])
     found = []
     for node in model.graph.node:
         reason = half.layers.get(node.name)
-        if reason is None or (node.op_type not in HEAVY and not half.decided(node.name)):
+        if reason is None or node.op_type in _PAIRS or (node.op_type not in HEAVY and not half.decided(node.name)):
             continue
         if reason == _QUANTIZED:
             found.append(Assigned(node.name, node.op_type, "int8", ""))

@@ -99,6 +99,11 @@ class PrecisionStage:
             )
         if recipe.precision != "int8":
             return
+        if recipe.calibration_table and not recipe.use_calibration:
+            raise RecipeError(
+                "--calibration-table gives ranges, and --no-calibration takes the model's own",
+                hint="leave one of the two away",
+            )
         own = fake_quant.has_ranges(self.graph)
         if not recipe.use_calibration and not own:
             raise RecipeError(

@@ -1,0 +1,47 @@
+"""What ``save()`` does with ``tf.saved_model.SaveOptions``: a bundle is copied, not traced again, so little applies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.core.framework import graph_debug_info_pb2
+
+from refimpl.trt_convert.params import log
+
+DEBUG_INFO = "debug/saved_model_debug_info.pb"  # TensorFlow's place for it
+
+
+def tell_options(options: Any) -> None:
+    """Warn of every option that was given and does nothing."""
+    defaults = tf.saved_model.SaveOptions()
+    names = sorted(name for name in type(defaults).__slots__ if name != "save_debug_info")
+    if idle := [name for name in names if getattr(options, name, None) != getattr(defaults, name)]:
+        log.warning(
+            "options of save() without effect: %s (the SavedModel is copied, not traced again)", ", ".join(idle)
+        )
+
+
+def write_debug_info(folder: Path, concrete: Any) -> None:
+    """Say of every op of the converted function where Python made it, beside what the model itself has said.
+
+    Args:
+        folder: the SavedModel.
+        concrete: the converted function.
+    """
+    file = folder / DEBUG_INFO
+    info = graph_debug_info_pb2.GraphDebugInfo()
+    if file.is_file():
+        info.ParseFromString(file.read_bytes())
+    files = {name: index for index, name in enumerate(info.files)}
+    for op in concrete.graph.get_operations():
+        for frame in op.traceback or ():
+            if frame.filename not in files:
+                files[frame.filename] = len(info.files)
+                info.files.append(frame.filename)
+            info.traces[f"{op.name}@{concrete.name}"].file_line_cols.add(
+                file_index=files[frame.filename], line=frame.lineno, func=frame.name, code=frame.line or ""
+            )
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(info.SerializeToString(deterministic=True))

@@ -35,12 +35,13 @@ def write_debug_info(folder: Path, concrete: Any) -> None:
     if file.is_file():
         info.ParseFromString(file.read_bytes())
     files = {name: index for index, name in enumerate(info.files)}
+    function = concrete.name.decode() if isinstance(concrete.name, bytes) else concrete.name
     for op in concrete.graph.get_operations():
-        for frame in op.traceback or ():
+        for frame in op.traceback or ():  # none for an op that was imported: the model's own information has it
             if frame.filename not in files:
                 files[frame.filename] = len(info.files)
                 info.files.append(frame.filename)
-            info.traces[f"{op.name}@{concrete.name}"].file_line_cols.add(
+            info.traces[f"{op.name}@{function}"].file_line_cols.add(
                 file_index=files[frame.filename], line=frame.lineno, func=frame.name, code=frame.line or ""
             )
     file.parent.mkdir(exist_ok=True)

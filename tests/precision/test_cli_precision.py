@@ -59,6 +59,11 @@ def test_int8_from_nothing(cnn: Path, refused: Refused) -> None:
         says="takes its ranges from the model, and the model has no fake-quantization ops",
         hint="train with fake quantization",
     )
+    refused(
+        *int8(cnn, "--no-calibration", "--calibration-table", "ranges.json"),
+        says="--calibration-table gives ranges, and --no-calibration takes the model's own",
+        hint="leave one of the two away",
+    )
 
 
 def test_a_model_with_ranges_of_its_own_is_told_so(place: Path, tmp_path: Path, refused: Refused) -> None:

@@ -148,7 +148,8 @@ def test_debug_information_is_saved_when_asked(tmp_path, ready, caplog):
     assert not caplog.text
     file = tmp_path / "out" / "debug" / "saved_model_debug_info.pb"
     info = graph_debug_info_pb2.GraphDebugInfo.FromString(file.read_bytes())
-    assert any(name.startswith("TRTEngineOp_") for name in info.traces)
+    function = ready._converted_func.name
+    assert f"image@{function.decode() if isinstance(function, bytes) else function}" in info.traces
     assert any(name.endswith("trt_convert/function.py") for name in info.files)
     assert "debug/saved_model_debug_info.pb" in refimpl.load(tmp_path / "out").manifest.files
     ready.save(str(tmp_path / "plain"), options=tf.saved_model.SaveOptions())

@@ -207,6 +207,7 @@ def convert(
         **options,
     )
     _check_new(save_calibration)
+    _check_folder(save_calibration)
     if no_verify:
         click.echo("warning: --no-verify: nothing proves that the engines give TensorFlow's answers", err=True)
     with progress() as tell:
@@ -219,6 +220,10 @@ def convert(
 def _check_new(file: Path | None) -> None:
     if file is not None and file.exists():
         raise RecipeError(f"{file} exists already", hint="choose another name; nothing is ever overwritten")
+
+
+def _check_folder(file: Path | None) -> None:
+    """Before the long work, of what is written after it."""
     if file is not None and not file.absolute().parent.is_dir():
         raise RecipeError(f"{file} lies in no folder that exists", hint="make the folder first")
 

@@ -3,9 +3,10 @@
 A set is convex when no path leaves it and comes back: only then can one engine call stand for it. The method has two
 steps:
 
-1. Every op gets a rank, the largest number of times that a path to it enters convertible ops from ones that are not.
-   Along a path ranks never fall, and a path that leaves convertible ops and re-enters them rises: so connected
-   convertible ops of one rank are convex, and all these sets can be contracted at once without a cycle. This is linear.
+1. Every op gets a rank, the largest number of times that a path to it enters convertible ops from ones that are not, or
+   from ones of another kind. Along a path ranks never fall, and a path that leaves convertible ops of a kind and
+   re-enters them rises: so connected convertible ops of one rank and kind are convex, and all these sets can be
+   contracted at once without a cycle. This is linear.
 2. Neighbouring islands are merged where that makes no cycle, until none can be.
 """
 
@@ -20,7 +21,12 @@ _UNCOUNTED = frozenset(["Identity", "Snapshot", "StopGradient"])  # as TF-TRT co
 
 
 def partition(
-    ops: Mapping[str, Op], refused: Iterable[str], *, min_segment_size: int, max_engines: int
+    ops: Mapping[str, Op],
+    refused: Iterable[str],
+    *,
+    min_segment_size: int,
+    max_engines: int,
+    kinds: Mapping[str, int] | None = None,
 ) -> tuple[tuple[tuple[str, ...], ...], dict[str, str]]:
     """Islands of ops, largest first cut by ``max_engines``, in topological order.
 
@@ -29,6 +35,7 @@ def partition(
         refused: names of ops that must stay in TensorFlow.
         min_segment_size: smaller islands are given up; counted as TF-TRT does (:func:`segment_size`).
         max_engines: keep this many, the largest; 0 keeps all.
+        kinds: ops of different kinds share no island; those of a group are of one kind.
 
     Returns:
         The islands, each a tuple of op names in topological order, and a reason for every op that is convertible and
@@ -36,9 +43,10 @@ def partition(
     """
     barred = set(refused)
     edges = _edges(ops)
-    rank = _ranks(ops, edges, barred)
-    home = _components(ops, edges, rank, barred)
-    _merge_neighbours(ops, edges, home)
+    kind = _kinds(ops, kinds or {})
+    rank = _ranks(ops, edges, barred, kind)
+    home = _components(ops, edges, rank, barred, kind)
+    _merge_neighbours(ops, edges, home, kind)
     islands: dict[int, list[str]] = defaultdict(list)
     for name in ops:
         if name in home:
@@ -133,22 +141,34 @@ def _group_order(ops: Mapping[str, Op], edges: Mapping[str, tuple[str, ...]]) ->
     return order
 
 
-def _ranks(ops: Mapping[str, Op], edges: Mapping[str, tuple[str, ...]], barred: set[str]) -> dict[str, int]:
+def _kinds(ops: Mapping[str, Op], kinds: Mapping[str, int]) -> dict[str, int | None]:
+    of_group: dict[int, int | None] = {}
+    return {name: of_group.setdefault(op.group, kinds.get(name)) for name, op in ops.items()}
+
+
+def _ranks(
+    ops: Mapping[str, Op], edges: Mapping[str, tuple[str, ...]], barred: set[str], kind: Mapping[str, int | None]
+) -> dict[str, int]:
     rank: dict[str, int] = {}
     for names in _group_order(ops, edges):
         inside = set(names)
         convertible = not barred & inside
         level = 0
         for source in {source for name in names for source in edges[name]} - inside:
-            level = max(level, rank[source] + (convertible and source in barred))
+            enters = convertible and (source in barred or kind[source] != kind[names[0]])
+            level = max(level, rank[source] + enters)
         rank.update(dict.fromkeys(names, level))
     return rank
 
 
 def _components(
-    ops: Mapping[str, Op], edges: Mapping[str, tuple[str, ...]], rank: Mapping[str, int], barred: set[str]
+    ops: Mapping[str, Op],
+    edges: Mapping[str, tuple[str, ...]],
+    rank: Mapping[str, int],
+    barred: set[str],
+    kind: Mapping[str, int | None],
 ) -> dict[str, int]:
-    """Convertible op -> number of its island: connected through data edges between ops of one rank."""
+    """Convertible op -> number of its island: connected through data edges between ops of one rank and kind."""
     parent = {name: name for name in ops if name not in barred}
 
     def find(name: str) -> str:
@@ -162,21 +182,27 @@ def _components(
         twin = first_of_group.setdefault(ops[name].group, name)
         parent[find(name)] = find(twin)
         for source in edges[name]:
-            if source in parent and rank[source] == rank[name]:
+            if source in parent and rank[source] == rank[name] and kind[source] == kind[name]:
                 parent[find(name)] = find(source)
     numbers: dict[str, int] = {}
     return {name: numbers.setdefault(find(name), len(numbers)) for name in parent}
 
 
-def _merge_neighbours(ops: Mapping[str, Op], edges: Mapping[str, tuple[str, ...]], home: dict[str, int]) -> None:
-    """Merge islands joined by an edge where no other path joins them, until none is left to merge."""
+def _merge_neighbours(
+    ops: Mapping[str, Op],
+    edges: Mapping[str, tuple[str, ...]],
+    home: dict[str, int],
+    kind: Mapping[str, int | None],
+) -> None:
+    """Merge islands of a kind, joined by an edge where no other path joins them, until none is left to merge."""
     contracted = _Contracted(ops, edges, home)
+    kinds = {island: kind[name] for name, island in home.items()}
     changed = True
     while changed:
         changed = False
         for edge in contracted.island_edges():
             first, second = map(contracted.root, edge)
-            if contracted.only_direct(first, second):
+            if kinds[first] == kinds[second] and contracted.only_direct(first, second):
                 contracted.merge(first, second)
                 changed = True
     for name, island in home.items():

@@ -25,7 +25,7 @@ from refimpl.converter.precision.stage import PrecisionStage
 from refimpl.converter.refusals import refuse_statically, spread_over_groups
 from refimpl.converter.samples import Sample
 from refimpl.converter.source import Source
-from refimpl.converter.tftrt_ops import refuse_like_tftrt
+from refimpl.converter.tftrt_ops import batches, refuse_like_tftrt
 from refimpl.errors import RecipeError, RunError, SourceError
 from refimpl.recipe import Recipe
 
@@ -100,10 +100,11 @@ def make_plan(graph: OpGraph, recipe: Recipe, judge: Judge, mutable: frozenset[s
         refusals = {**refuse_like_tftrt(graph, recipe.op_set, recipe.precision), **refusals}
     atoms = lower_atoms(graph, refusals)
     refused = dict(atoms.refused)
+    kinds = _kinds(graph, recipe)
     accepted: set[tuple[str, ...]] = set()
     while True:
         tell(f"asking the {judge.name}")
-        islands, _ = partition(graph.ops, refused, min_segment_size=1, max_engines=0)
+        islands, _ = partition(graph.ops, refused, min_segment_size=1, max_engines=0, kinds=kinds)
         new: dict[str, str] = {}
         for ops in islands:
             if ops not in accepted:
@@ -116,9 +117,18 @@ def make_plan(graph: OpGraph, recipe: Recipe, judge: Judge, mutable: frozenset[s
         refused.update(spread_over_groups(graph, new))
 
 
+def _kinds(graph: OpGraph, recipe: Recipe) -> dict[str, int]:
+    """TF-TRT's segments of different batches stay apart in implicit batch mode; ours have no such rule."""
+    return batches(graph) if recipe.op_set == "tf-trt-implicit" else {}
+
+
 def _plan(graph: OpGraph, atoms: Atoms, refused: Mapping[str, str], recipe: Recipe) -> Plan:
     islands, left_out = partition(
-        graph.ops, refused, min_segment_size=recipe.min_segment_size, max_engines=recipe.max_engines
+        graph.ops,
+        refused,
+        min_segment_size=recipe.min_segment_size,
+        max_engines=recipe.max_engines,
+        kinds=_kinds(graph, recipe),
     )
     return Plan(graph, atoms, islands, dict(refused), left_out)
 

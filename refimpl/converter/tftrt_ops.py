@@ -6,7 +6,7 @@ by these rules; where TF-TRT allowed more than a rule here says, the model only 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,30 +112,33 @@ def refuse_like_tftrt(graph: OpGraph, op_set: str, precision: str) -> dict[str, 
     refused = {}
     for op in graph.ops.values():
         seen = _Seen(graph, op, op_set == "tf-trt-implicit")
-        if reason := _by_batch(seen) or _by_type(seen, precision) or _CHECKS.get(op.type, _no_reason)(seen):
+        if reason := _by_batch(seen) or _by_type(seen, precision) or _CHECKS.get(op.type, _by_batch)(seen):
             refused[op.name] = reason
     return spread_over_groups(graph, refused)
 
 
-def _no_reason(seen: _Seen) -> str:
-    del seen
-    return ""
+def batches(graph: OpGraph) -> dict[str, int]:
+    """The batch of every op in implicit batch mode, -1 for an open one: ops of different batches share no engine."""
+    seen = {op.name: _Seen(graph, op, implicit=True) for op in graph.ops.values()}
+    return {name: batch for name, item in seen.items() if item.refs and (batch := _leading_batch(item)) is not None}
 
 
-def _by_batch(seen: _Seen) -> str:
-    """Implicit batch: the inputs that determine the batch need a rank of at least two."""
-    if not seen.implicit or not seen.refs:
-        return ""
+def _leading_batch(seen: _Seen) -> int | None:
+    """The batch, by the inputs of the highest rank among those that determine it; None when they do not say one."""
     position = {"Conv2DBackpropInput": 2, "Conv3DBackpropInputV2": 2, "Split": 1}.get(seen.op.type, 0)
     leading = range(len(seen.refs)) if seen.op.type in _ALL_INPUTS_LEAD else [position]
     shapes = [seen.shape(index) for index in leading]
-    if any(shape is None for shape in shapes) or max(len(shape or ()) for shape in shapes) < 2:
-        return "implicit batch mode requires input shape with at least two dimensions"
     highest = max(len(shape or ()) for shape in shapes)
-    sizes = {shape[0] for shape in shapes if shape is not None and len(shape) == highest}
-    if len(sizes - {1}) > 1:
-        return "implicit batch mode requires input shape with at least two dimensions"
-    return ""
+    if None in shapes or highest < 2:
+        return None
+    sizes = {-1 if shape[0] is None else shape[0] for shape in shapes if shape and len(shape) == highest}
+    return max(sizes - {1}, default=1) if len(sizes - {1}) < 2 or -1 not in sizes else None
+
+
+def _by_batch(seen: _Seen) -> str:
+    if not seen.implicit or not seen.refs or _leading_batch(seen) is not None:
+        return ""
+    return "implicit batch mode requires input shape with at least two dimensions"
 
 
 def _by_type(seen: _Seen, precision: str) -> str:
@@ -361,8 +364,7 @@ def _unary(seen: _Seen) -> str:
 def _suppression(seen: _Seen) -> str:
     if seen.implicit:
         return _explicit_only(seen)
-    shapes: Sequence[Shape] = [seen.shape(0), seen.shape(1)]
-    fixed = all(shape is not None and None not in shape for shape in shapes)
+    fixed = all(shape is not None and None not in shape for shape in map(seen.shape, (0, 1)))
     return "" if fixed else "CombinedNonMaxSuppression requires input with static shape"
 
 

@@ -139,6 +139,7 @@ class IslandRuntime:
                 self._problems.append(f"{kind}: {reason}")
                 continue
             if not stored[kind].file and not self._may_build():
+                broken.append(f"{kind}: no engine was built, and none is built here (allow_build_at_runtime=False)")
                 continue
             try:
                 engine = self._engine(record, kind, stored[kind])

@@ -31,8 +31,8 @@ Cuts = Mapping[str, tuple[list[Any], list[Any]]]  # by island: values that enter
 ASSET = "assets/trt-serialized-engine."  # TF-TRT's place for engines, followed by the island's name
 _KIND = tensorrt.NAME
 _SAVED_MODEL = frozenset(  # what TensorFlow, Keras and we write at the top of one
-    f"""saved_model.pb saved_model.pbtxt variables assets assets.extra debug fingerprint.pb keras_metadata.pb
-    {bundle.FOLDER}""".split()
+    f"""saved_model.pb saved_model.pbtxt saved_model.cpb variables assets assets.extra debug fingerprint.pb
+    keras_metadata.pb {bundle.FOLDER}""".split()
 )
 
 

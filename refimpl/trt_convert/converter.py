@@ -156,16 +156,16 @@ class TrtGraphConverterV2(UpstreamMethods):
         return self._converted_func
 
     def _open_model(self) -> None:
-        from refimpl.trt_convert.inputs import Binder, declared_order, has_quantization, input_specs, read_meta_graph
+        from refimpl.trt_convert import inputs
 
         if self._input_saved_model_dir is None:
             raise TypeError("Expected binary or unicode string, got None")
-        meta_graph = read_meta_graph(Path(self._input_saved_model_dir), self._input_saved_model_tags)
-        if self._input_saved_model_signature_key not in meta_graph.signature_def:
-            raise KeyError(self._input_saved_model_signature_key)
-        key = self._input_saved_model_signature_key
-        self._quantizes = has_quantization(meta_graph)
-        self._binder = Binder(input_specs(meta_graph, key), declared_order(meta_graph, key))
+        meta_graph = inputs.read_meta_graph(Path(self._input_saved_model_dir), self._input_saved_model_tags)
+        if (key := self._input_saved_model_signature_key) not in meta_graph.signature_def:
+            raise KeyError(key)
+        inputs.tell_ignored(meta_graph.graph_def)
+        self._quantizes = inputs.has_quantization(meta_graph)
+        self._binder = inputs.Binder(inputs.input_specs(meta_graph, key), inputs.declared_order(meta_graph, key))
 
     def _recipe(self) -> Recipe:
         import tensorflow as tf

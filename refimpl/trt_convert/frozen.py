@@ -73,6 +73,18 @@ def quantizes(graph_def: Any) -> bool:
     return any(node.op in QUANTIZATION for node in graph_def.node)
 
 
+def on_other_devices(graph_def: Any) -> list[str]:
+    """Nodes that the model places on a device which is no GPU; TF-TRT left them there."""
+    return [node.name for node in graph_def.node if node.device and not _may_be_gpu(node.device)]
+
+
+def _may_be_gpu(device: str) -> bool:
+    try:
+        return tf.DeviceSpec.from_string(device).device_type in (None, "GPU")
+    except ValueError:
+        return False
+
+
 def write_saved_model(
     folder: Path, key: str, graph_def: Any, inputs: Mapping[str, str], outputs: Mapping[str, str]
 ) -> None:

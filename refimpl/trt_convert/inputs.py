@@ -161,6 +161,21 @@ def has_quantization(meta_graph: Any) -> bool:
     return any(node.op in QUANTIZATION for nodes in bodies for node in nodes)
 
 
+def tell_ignored(graph_def: Any) -> None:
+    """Warn of functions that ask TF-TRT to convert them by themselves."""
+    asking = sorted(
+        function.signature.name
+        for function in graph_def.library.function
+        if any(key.startswith("_tftrt_") for key in function.attr)
+    )
+    if asking:
+        log.warning(
+            "_tftrt_* attributes have no effect (%s): what the signature calls is converted with the converter's own "
+            "parameters",
+            ", ".join(asking),
+        )
+
+
 def read_meta_graph(folder: Path, tags: Sequence[str]) -> Any:
     """The meta graph of a SavedModel on disk.
 

@@ -79,12 +79,21 @@ def default_recipe() -> Recipe:
     return Recipe(op_set="tf-trt" if env.flag("REFIMPL_TFTRT_OPS", default=False) else "tensorrt")
 
 
-def in_tftrt_words(left: Iterable[LeftOp], denylist: Iterable[str]) -> list[LeftOp]:
-    """The reasons, said as TF-TRT says them where it has words for them."""
-    denied = set(denylist)
+def in_tftrt_words(
+    left: Iterable[LeftOp], denylist: Iterable[str], excluded: Mapping[str, str] | None = None
+) -> list[LeftOp]:
+    """The reasons, said as TF-TRT says them where it has words for them.
+
+    Args:
+        left: the ops that stay.
+        denylist: op types that ``TF_TRT_OP_DENYLIST`` keeps in TensorFlow.
+        excluded: nodes that stay whatever they are, and TF-TRT's reason.
+    """
+    denied = dict.fromkeys(denylist, "Denylisted with the env var TF_TRT_OP_DENYLIST")
+    named = excluded or {}
     return [
-        replace(op, reason="Denylisted with the env var TF_TRT_OP_DENYLIST")
-        if op.type in denied and op.reason.startswith("kept in TensorFlow as asked")
+        replace(op, reason=named.get(op.name) or denied.get(op.type) or op.reason)
+        if op.reason.startswith("kept in TensorFlow as asked")
         else op
         for op in left
     ]

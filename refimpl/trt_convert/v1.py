@@ -43,6 +43,7 @@ from refimpl.trt_convert.support import (
 )
 
 _KEY = "serving_default"
+_EXCLUDED = "excluded by segmenter option. Most likely an input or output node."  # TF-TRT's words
 _kept: list[Home] = []  # a GraphDef cannot hold on to its files, so they stay until the process ends
 
 
@@ -172,9 +173,17 @@ class TrtGraphConverter:
             key=self._key(),
             tf32=bool(tf.config.experimental.tensor_float_32_execution_enabled()),
         )
-        outputs = [_node(name) for name in self._frozen.outputs.values()]  # TF-TRT leaves them alone
-        names = dict.fromkeys(glob.escape(name) for name in [*self._nodes_denylist, *outputs])
-        return replace(recipe, keep_in_tf=(*recipe.keep_in_tf, *names))
+        return replace(recipe, keep_in_tf=(*recipe.keep_in_tf, *map(glob.escape, self._excluded())))
+
+    def _excluded(self) -> dict[str, str]:
+        """Nodes that TF-TRT leaves alone, and its reason."""
+        from refimpl.trt_convert import frozen
+
+        outputs = [_node(name) for name in self._frozen.outputs.values()]
+        return {
+            **dict.fromkeys([*self._nodes_denylist, *outputs], _EXCLUDED),
+            **dict.fromkeys(frozen.on_other_devices(self._frozen.graph_def), "node can't be placed on GPU"),
+        }
 
     def _key(self) -> str:
         return _KEY if self._input_graph_def else self._input_saved_model_signature_key
@@ -201,7 +210,7 @@ class TrtGraphConverter:
         flat.install()
         if self._max_batch_size is not None:
             self._build_static(manifest, record.signature)
-        left = in_tftrt_words(record.left, tftrt_env.read().denylist)
+        left = in_tftrt_words(record.left, tftrt_env.read().denylist, self._excluded())
         tell_dropped(left, manifest.recipe)
         log.warning("%s", report.non_conversion_report(left, detailed=tftrt_env.read().detailed_report))
 

@@ -108,6 +108,24 @@ def test_random_graphs(seed):
     assert with_groups > 60, "too few of these graphs say anything"
 
 
+def test_kinds_stay_apart():
+    """TF-TRT's implicit batch mode: ops of different batches share no island, and no cycle comes of it."""
+    parted = 0
+    for number in range(500):
+        rng = random.Random(number)
+        ops, barred = random_graph(rng)
+        of_group: dict[int, int] = {}
+        kinds = {name: of_group.setdefault(item.group, rng.choice([4, 8])) for name, item in ops.items()}
+        islands, _ = partition(ops, barred, min_segment_size=1, max_engines=0, kinds=kinds)
+        assert sorted(name for island in islands for name in island) == sorted(set(ops) - barred)
+        assert are_convex(edges_of(ops), islands)
+        assert all(len({kinds[name] for name in island}) == 1 for island in islands)
+        alike = partition(ops, barred, min_segment_size=1, max_engines=0, kinds=dict.fromkeys(ops, 3))[0]
+        assert alike == islands_of(ops, barred)
+        parted += len(islands) > len(alike)
+    assert parted > 100, "too few of these graphs say anything"
+
+
 def twins(ops: Mapping[str, Op], name: str) -> list[str]:
     return [other for other, item in ops.items() if item.group == ops[name].group and other != name]
 

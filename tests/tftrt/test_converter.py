@@ -155,6 +155,26 @@ def test_build_only_once_but_again_after_a_failure():
         made.build(input_fn=lambda: iter([images()]))
 
 
+def test_build_reads_one_item_at_a_time(monkeypatch):
+    """They need not fit into memory together."""
+    made = converted()
+    events = []
+    natively = made._natively
+
+    def watched(sample):
+        events.append("run")
+        return natively(sample)
+
+    def input_fn():
+        for size in (1, 2, 3):
+            events.append("yield")
+            yield images(size)
+
+    monkeypatch.setattr(made, "_natively", watched)
+    made.build(input_fn)
+    assert events[:6] == ["yield", "run"] * 3
+
+
 def test_calibration_functions_must_match_the_precision():
     with pytest.raises(ValueError, match=r"^Should specify calibration_input_fn because INT8 calibration is needed$"):
         converter(precision_mode="INT8").convert()

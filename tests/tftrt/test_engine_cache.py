@@ -247,6 +247,15 @@ def test_a_build_that_fails_leaves_the_embedded_engine(machine, tmp_path):
     assert ran(folder, 2) == ["tensorrt"]
 
 
+def test_no_engine_and_no_permission_to_build_one_is_told(machine, tmp_path):
+    folder = saved(tmp_path, allow_build_at_runtime=False)
+    with logged() as lines:
+        for size in (2, 3):
+            assert ran(folder, size) == ["onnxruntime"]
+    assert machine.builds == []
+    assert len([line for line in lines if "allow_build_at_runtime=False" in line]) == 1
+
+
 @pytest.mark.parametrize("error", [OSError("No space left on device"), ValueError("from inside a library")])
 def test_a_build_that_fails_in_its_own_way_does_not_fail_the_call(machine, tmp_path, monkeypatch, error):
     folder = saved(tmp_path, 2)

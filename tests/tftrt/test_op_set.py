@@ -10,7 +10,7 @@ import refimpl
 from refimpl import Recipe
 from refimpl.converter.plan import mutable_state, signature_source
 from refimpl.converter.source import Source
-from refimpl.converter.tftrt_ops import refuse_like_tftrt
+from refimpl.converter.tftrt_ops import batches, refuse_like_tftrt
 from tests.converter.small import write_model
 from tests.tftrt.integration import constant
 
@@ -160,6 +160,48 @@ def test_quantization_ops_convert_in_int8_only(tmp_path):
         return tf.quantization.fake_quant_with_min_max_args(x, -1.0, 1.0)
 
     assert refusals(tmp_path, call, X, "tf-trt", "int8") == {}
+
+
+def test_segments_of_different_batches_stay_apart_in_implicit_batch_mode(tmp_path):
+    """And an op that leads from one to the other and back does not close a cycle."""
+
+    def call(x):
+        small = tf.nn.tanh(tf.nn.relu(x * 2.0) - 1.0)  # of batch 4
+        large = tf.nn.tanh(tf.nn.relu(small + constant(8, 4, 6)) - 1.0)  # the batch is 8
+        return {"a": tf.nn.relu(tf.reduce_max(large, [1]) * 3.0), "b": tf.nn.softmax(small)}
+
+    write_model(tmp_path / "m", call, FIXED)
+    counts = {}
+    for op_set in ("tf-trt", "tf-trt-implicit"):
+        (record,) = refimpl.convert(tmp_path / "m", tmp_path / op_set, Recipe(op_set=op_set)).signatures
+        counts[op_set] = len(record.islands)
+        value = np.random.default_rng(0).standard_normal((4, 6)).astype(np.float32)
+        outputs = refimpl.load(tmp_path / op_set).run({"x": value}).outputs
+        for name, want in call(tf.constant(value)).items():
+            np.testing.assert_allclose(outputs[name], want, rtol=1e-4, atol=1e-5)
+    assert counts == {"tf-trt": 1, "tf-trt-implicit": 2}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "batch"),
+    [
+        (([4, 6], [4, 6]), 4),
+        (([None, 6], [1, 6]), -1),
+        (([None, 6], [4, 6]), None),
+        (([6], [4, 6]), 4),
+        (([1, 6], [1, 6]), 1),
+        (([6], [6]), None),
+    ],
+)
+def test_the_batch_of_an_op(shapes, batch, tmp_path):
+    """The inputs of the highest rank decide; an open batch beside another one does not."""
+    module = tf.Module()
+    specs = [tf.TensorSpec(shape, name=name) for name, shape in zip("xy", shapes, strict=True)]
+    module.run = tf.function(lambda x, y: {"z": x + y}, input_signature=specs)
+    tf.saved_model.save(module, str(tmp_path / "m"), module.run.get_concrete_function())
+    with Source(tmp_path / "m") as source:
+        _, graph = signature_source(source, "serving_default", mutable_state(source))
+        assert next((value for value in batches(graph).values()), None) == batch
 
 
 def test_the_recipe_reproduces_it(tmp_path):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
 
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from refimpl import trt_convert as trt
 from refimpl.trt_convert import support
@@ -63,6 +65,19 @@ def test_only_dynamic_shape_mode_has_a_strategy(dynamic, strategy):
             assert node.attr["_max_batch_size"].i == -1
             assert not node.attr["_use_explicit_precision"].b
             assert not node.attr["_serialized_segment"].s
+
+
+def test_functions_that_ask_to_be_converted_by_themselves_are_told(tmp_path, caplog):
+    folder = shutil.copytree(TWO, tmp_path / "m")
+    proto = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    function = proto.meta_graphs[0].graph_def.library.function[0]
+    function.attr["_tftrt_convert_function"].b = True
+    (folder / "saved_model.pb").write_bytes(proto.SerializeToString())
+    with caplog.at_level(logging.WARNING, "refimpl.trt_convert"):
+        converter(TWO)._open_model()
+        assert "_tftrt_" not in caplog.text
+        converter(folder)._open_model()
+    assert f"_tftrt_* attributes have no effect ({function.signature.name})" in caplog.text
 
 
 @pytest.mark.parametrize(

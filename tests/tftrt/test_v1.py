@@ -11,8 +11,11 @@ import tensorflow as tf
 import refimpl
 from refimpl import bundle, runtime, tf_private
 from refimpl import trt_convert as trt
+from refimpl.bundle import LeftOp
 from refimpl.engines import tensorrt
 from refimpl.errors import SourceError
+from refimpl.trt_convert.frozen import on_other_devices
+from refimpl.trt_convert.support import in_tftrt_words
 
 VALUE = np.random.default_rng(0).random((2, 6), np.float32)
 needs_tensorrt = pytest.mark.skipif(not tensorrt.version(), reason="neither tensorrt nor tensorrt_rtx is installed")
@@ -131,6 +134,46 @@ def test_static_engines_are_built_for_the_largest_batch(model, tmp_path):
     assert [item["max"] for item in record.profiles] == [[[1, 6]]]
     probe, _ = runtime.read_probe(converter._folder / bundle.read(converter._folder).islands[0].probe)
     assert probe[0].shape == (1, 6)
+
+
+@pytest.mark.parametrize(
+    ("device", "stays"),
+    [("/CPU:0", True), ("/job:localhost/replica:0/task:0/device:CPU:0", True), ("nonsense:", True), ("", False)],
+)
+def test_nodes_on_another_device_stay_there(model, device, stays, caplog):
+    frozen = tf.compat.v1.GraphDef()
+    frozen.CopyFrom(model[2])
+    (product,) = (node for node in frozen.node if node.name == "product")
+    product.device = device
+    assert on_other_devices(frozen) == (["product"] if stays else [])
+    if device == "nonsense:":
+        return  # TensorFlow refuses such a graph itself
+    with caplog.at_level(logging.WARNING, "refimpl.trt_convert"):
+        converted = trt.TrtGraphConverter(
+            input_graph_def=frozen, nodes_denylist=["values", "indices"], minimum_segment_size=2
+        ).convert()
+    assert ("product" in {node.name for node in converted.node}) == stays
+    assert ("- MatMul -> 1x" in caplog.text) == stays
+    assert engines(converted)
+    assert_same(run(converted), model[1])
+
+
+def test_reasons_in_tftrts_words(monkeypatch, caplog, model):
+    monkeypatch.setenv("TF_TRT_SHOW_DETAILED_REPORT", "1")
+    frozen = tf.compat.v1.GraphDef()
+    frozen.CopyFrom(model[2])
+    next(node for node in frozen.node if node.name == "product").device = "/CPU:0"
+    with caplog.at_level(logging.WARNING, "refimpl.trt_convert"):
+        trt.TrtGraphConverter(input_graph_def=frozen, nodes_denylist=["values", "indices", "relu"]).convert()
+    assert "[Count: 1x] node can't be placed on GPU" in caplog.text
+    assert "excluded by segmenter option. Most likely an input or output node." in caplog.text
+
+
+def test_only_what_was_kept_as_asked_gets_tftrts_words():
+    reasons = {"a": "kept in TensorFlow as asked (a)", "b": "too small"}
+    left = [LeftOp(name=name, type="Relu", reason=reason) for name, reason in reasons.items()]
+    said = [op.reason for op in in_tftrt_words(left, ["Relu"], {"a": "elsewhere", "b": "elsewhere"})]
+    assert said == ["elsewhere", "too small"]
 
 
 def test_a_denylist_keeps_nodes(model):

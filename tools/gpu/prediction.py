@@ -188,8 +188,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The new record, with rows of an old one that were not measured again on the same GPU by the same TensorRT."""
+    if any(old.get(name) != new[name] for name in ("gpu", "tensorrt")):
+        return dict(new)
+    again = {(row["model"], row["precision"]) for row in new["rows"]}
+    return {
+        **new,
+        "rows": [*(row for row in old["rows"] if (row["model"], row["precision"]) not in again), *new["rows"]],
+    }
+
+
 def _write(folder: Path, data: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    before = folder / "gpu-prediction.json"
+    data = merged(json.loads(before.read_text(encoding="utf-8")), data) if before.exists() else data
     (folder / "gpu-prediction.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     (folder / "gpu-prediction.md").write_text(markdown(data), encoding="utf-8")
 

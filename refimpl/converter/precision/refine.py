@@ -146,8 +146,10 @@ class Refiner:
         order = self.ranked(precision, level)
         best: Refined | None = None
         low, high = 0, len(order)  # with order[:low] lifted it disagrees
-        if level != "fp32" and not self._agrees(precision, order):
-            return None
+        if level != "fp32":  # all but one: with all of them lifted it would be judged as what it is then
+            high -= 1
+            if (best := self._agrees(precision, order[:high])) is None:
+                return None
         while high - low > 1:
             middle = (low + high) // 2
             if tried := self._agrees(precision, order[:middle]):

@@ -46,12 +46,14 @@ def prove(
         for record in manifest.signatures:
             key = record.signature.key
             for sample in samples[key].samples[:1] if record.converted and key in samples else ():
-                _compare(record, truth, run, sample.values, manifest.precision)
+                _compare(record, truth, run, sample.values, manifest.precision, verified=manifest.verified)
     runtime.forget(folder)
     return notes
 
 
-def _compare(record: SignatureRecord, truth: Source, run: Run, values: Mapping[str, Any], precision: str) -> None:
+def _compare(
+    record: SignatureRecord, truth: Source, run: Run, values: Mapping[str, Any], precision: str, *, verified: bool
+) -> None:
     """Two calls of each side, so that their variables stay in step; random ops and counters are not compared."""
     key = record.signature.key
     (want, got), (again, _) = ((_native(truth, key, values), run(key, values)) for _ in range(2))
@@ -60,7 +62,9 @@ def _compare(record: SignatureRecord, truth: Source, run: Run, values: Mapping[s
     for spec in record.signature.outputs:
         if why := disagreement(want[spec.name], got[spec.name], tolerance_for(precision, spec.dtype)):
             raise BuildError(
-                f"every island agrees with TensorFlow, but the whole does not: {spec.name}: {why}",
+                f"every island agrees with TensorFlow, but the whole does not: {spec.name}: {why}"
+                if verified
+                else f"nothing was verified (--no-verify), and the whole disagrees with TensorFlow: {spec.name}: {why}",
                 hint="an op may decide between nearly equal values: keep it or the ops before it in TensorFlow "
                 "(--keep-in-tf), or verify with real samples (--calibration)",
                 signature=key,

@@ -2,7 +2,7 @@
 
 ONNX Runtime has few CPU kernels for half precision. Around the ops that have none it puts casts to float32 and back,
 and then takes out each pair of them that meets: long chains run in float32 and are never rounded, so that an error
-measured there is several times too small. Here every op of a half-precision graph is spelled out instead: its operands
+measured there is too small. Here every op of a half-precision graph is spelled out instead: its operands
 widened to float32 (exact), the op in float32, the result rounded to half (to nearest, ties to even; beyond the
 largest finite number to infinity). Casts that stand in a model are kept by ONNX Runtime.
 

@@ -88,6 +88,7 @@ class Refiner:
         self._task, self._folder, self._name, self._suffix, self._tell = task, folder, name, suffix, tell
         self._tries = 0
         self._costs: dict[str, Mapping[str, float]] = {}
+        self._disagreed = 0  # the sample that an attempt failed on last
 
     def refine(self, precision: str) -> Refined | None:
         """The island in ``precision``, repaired where it must be.
@@ -138,8 +139,12 @@ class Refiner:
         quantized = place(task.model, task.ranges.thresholds, {}) if precision == "int8" else None
         file = self._folder / f"{self._name}-switched.onnx"
         simulation = Simulation(task.model, names, precision, quantized, file)
-        evidence = task.evidence[0]
-        return costs(simulation, names, evidence.inputs, lambda got: accuracy(evidence.outputs, got).relative)
+        # A layer may be harmless on one sample and ruin another: the one that disagreed has its say.
+        worst_of = dict.fromkeys(names, 0.0)
+        for evidence in [task.evidence[index] for index in sorted({0, self._disagreed})]:
+            found = costs(simulation, names, evidence.inputs, lambda got, e=evidence: accuracy(e.outputs, got).relative)
+            worst_of = {name: max(worst_of[name], found[name]) for name in names}
+        return worst_of
 
     def _repair(self, precision: str, level: str, first: Refined) -> Refined | None:
         """The fewest lifts, the most costly layers first, with which the island agrees; None when all are needed."""
@@ -160,10 +165,13 @@ class Refiner:
             return None
         lifted = ", ".join(name for name, _ in order[: min(high, 3)])
         more = f" and {high - 3} more" if high > 3 else ""
+        whole = first.accuracy
         note = (
-            f"{high} layers compute in {level}, not {precision}, or it would disagree with TensorFlow "
-            f"({first.finding.problem}): {lifted}{more}"
+            f"{high} of {len(order)} layers compute in {level}, not {precision}, or it would disagree with TensorFlow "
+            f"({first.finding.problem}; relative error {whole.relative:.2g}, cosine {whole.cosine:.4f}): {lifted}{more}"
         )
+        if whole.cosine < LOW_COSINE or 2 * high > len(order):
+            note = f"WARNING: this network does not stand {precision} as a whole. {note}"
         return replace(best, notes=(note,))
 
     def _agrees(self, precision: str, lifts: Sequence[tuple[str, Lift]]) -> Refined | None:
@@ -182,6 +190,8 @@ class Refiner:
         recorder = _Recorder(engine)
         task = self._task
         finding = verify.judge_engine(recorder, task.evidence, task.leaving, precision, task.ops, _OURS)
+        if finding.problem:
+            self._disagreed = max(len(recorder.outputs) - 1, 0)
         pairs = zip(task.evidence, recorder.outputs, strict=False)  # it stops at the first that disagrees
         # Where a value overflows, TensorFlow answers.
         usual = [(item.outputs, outputs) for item, outputs in pairs if not any(map(has_nonfinite, outputs))]

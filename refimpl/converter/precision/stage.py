@@ -148,8 +148,14 @@ class PrecisionStage:
             method=recipe.calibrator,
             percentile=recipe.percentile,
             batches=self._batches,
-            warnings=warnings_of(self._ranges, recipe.calibrator),
+            warnings=warnings_of({self._shown(key): seen for key, seen in self._ranges.items()}, recipe.calibrator),
         )
+
+    def _shown(self, key: str) -> str:
+        """A tensor as people know it: an input by its name, another one by TensorFlow's."""
+        tensor = key.split("/", 1)[1]
+        inputs = {self.graph.onnx_name(f"{a.name}:0"): a.key for a in self.graph.source.args if a.kind == "input"}
+        return f"input {inputs[tensor]}" if tensor in inputs else tensor.removeprefix("mk/")
 
     def _prepare(self, island: Lowered) -> Prepared:
         recipe = self.recipe

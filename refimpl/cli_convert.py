@@ -8,7 +8,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,8 @@ def convert(
     )
     _check_new(save_calibration)
     _check_folder(save_calibration)
+    for line in _idle(recipe, {**options, "max_drop": max_drop}):
+        click.echo(f"warning: {line}", err=True)
     if no_verify:
         click.echo("warning: --no-verify: nothing proves that the engines give TensorFlow's answers", err=True)
     with progress() as tell:
@@ -215,6 +217,20 @@ def convert(
     if save_calibration is not None:
         _save_calibration(bundle, save_calibration)
     _show_manifest(manifest, bundle, as_json=as_json)
+
+
+def _idle(recipe: Recipe, given: Mapping[str, Any]) -> list[str]:
+    """Options that were given and do nothing with the others."""
+    chooses, ranges = recipe.precision == "auto", recipe.precision in ("int8", "auto")
+    rows = (
+        ("metric", chooses, "--metric is for --precision auto"),
+        ("max_drop", chooses, "--max-drop is for --precision auto"),
+        ("calibrator", ranges, "--calibrator is for --precision int8 and auto"),
+        ("percentile", ranges and recipe.calibrator == "percentile", "--percentile is for --calibrator percentile"),
+        ("calibration_table", ranges, "--calibration-table is for --precision int8 and auto"),
+        ("keep_fp32", recipe.precision != "fp32", "--keep-fp32 is for a --precision other than fp32"),
+    )
+    return [f"{text}: it does nothing here" for name, heeded, text in rows if given.get(name) and not heeded]
 
 
 def _check_new(file: Path | None) -> None:

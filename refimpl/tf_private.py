@@ -5,10 +5,11 @@ Each function says what it needs that the public API does not give. Verified wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import tensorflow as tf
 from tensorflow.core.framework import op_def_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
 from tensorflow.python.eager import context
@@ -49,6 +50,61 @@ def inline_functions(graph_def: Any, feeds: Sequence[str], fetches: Sequence[str
     rewrite.optimizers.append("function")
     rewrite.function_optimization = rewriter_config_pb2.RewriterConfig.AGGRESSIVE
     return tf_optimizer.OptimizeGraph(config, meta_graph)
+
+
+def fill_missing(session: Any, graph: Any, signatures: Mapping[str, Any], path: str, tags: Sequence[str]) -> None:
+    """Give values to variables that the loader of sessions leaves without, as ``tf.saved_model.load`` has them.
+
+    ``tf.saved_model.save`` of a Keras 3 model writes a restore function that fills other variables than the signatures
+    read. Only the object graph knows which belong together: a signature's captured inputs, in order, are what its call
+    node reads behind its arguments.
+
+    Args:
+        session: holds the loaded model.
+        graph: its graph; ops are added to it.
+        signatures: the meta graph's signature definitions by key.
+        path: the SavedModel's directory.
+        tags: of the meta graph.
+    """
+    calls = {key: call for key, item in signatures.items() if (call := _call_behind(graph, item)) is not None}
+    handles = {
+        tensor.op.name: tensor for call in calls.values() for tensor in call.inputs if tensor.op.type == "VarHandleOp"
+    }
+    with graph.as_default():
+        flags = session.run({name: tf.raw_ops.VarIsInitializedOp(resource=tensor) for name, tensor in handles.items()})
+    if all(flags.values()):
+        return
+    with eagerly():
+        try:
+            loaded = tf.saved_model.load(path, list(tags))
+        except Exception:  # noqa: BLE001  restoring runs arbitrary Keras code; the caller notices that values are missing
+            return
+        values = {}
+        for key, call in calls.items():
+            fed = {info.name for info in signatures[key].inputs.values()}
+            read = [tensor for tensor in call.inputs if tensor.name not in fed]
+            captured = loaded.signatures[key].captured_inputs if key in loaded.signatures else []
+            for tensor, source in zip(read, captured, strict=True) if len(read) == len(captured) else ():
+                if not flags.get(tensor.op.name, True):
+                    dtype = tensor.op.get_attr("dtype")
+                    values[tensor.op.name] = tf.raw_ops.ReadVariableOp(resource=source, dtype=dtype).numpy()
+    with graph.as_default():
+        for name, value in values.items():
+            given = tf.compat.v1.placeholder(value.dtype, value.shape)
+            session.run(tf.raw_ops.AssignVariableOp(resource=handles[name], value=given), {given: value})
+
+
+def _call_behind(graph: Any, signature: Any) -> Any:
+    """The call that computes a signature; None for one that is spread over the graph."""
+    for info in signature.outputs.values():
+        try:
+            op = graph.get_tensor_by_name(info.name).op
+        except (KeyError, ValueError):
+            return None
+        while op.type == "Identity":
+            op = op.inputs[0].op
+        return op if op.type in ("StatefulPartitionedCall", "PartitionedCall") else None
+    return None
 
 
 def eagerly() -> AbstractContextManager[None]:

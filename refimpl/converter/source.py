@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from refimpl import tf_private
 from refimpl.artifacts import Arg
 from refimpl.converter import graphdefs as gd
 from refimpl.errors import SourceError, first_line
@@ -54,6 +55,9 @@ class Source:
                     f"TensorFlow {tf.__version__} cannot load {path}: {first_line(error)}",
                     hint="refimpl converts what TensorFlow can serve; check that it loads with saved_model_cli",
                 ) from error
+
+        signatures = self.meta_graph.signature_def
+        tf_private.fill_missing(self.session, self.graph, signatures, str(path), self.tags)
 
     def __enter__(self) -> Source:
         return self
@@ -97,7 +101,13 @@ class Source:
                 if tensor.dtype == tf.resource:
                     tensor = tf.raw_ops.ReadVariableOp(resource=tensor, dtype=tf.as_dtype(arg.dtype))
                 fetches[arg.name] = tensor
-        found = self.session.run(fetches) if fetches else {}
+        try:
+            found = self.session.run(fetches) if fetches else {}
+        except tf.errors.FailedPreconditionError as error:
+            raise SourceError(
+                f"{self.path} has a variable without a value: {first_line(error)}",
+                hint="export the model again; Keras models with model.export(DIR)",
+            ) from error
         return {  # scalar strings come out as bare bytes
             name: np.asarray(value, dtype=object if isinstance(value, bytes) else None) for name, value in found.items()
         }

@@ -203,7 +203,11 @@ def _open(tf: Any, path: Path, tags: tuple[str, ...]) -> tuple[Any, Any]:
     logger.setLevel("ERROR")  # else it warns that this way of loading is deprecated
     try:
         with graph.as_default():
-            return session, tf.compat.v1.saved_model.load(session, list(tags), str(path))
+            meta_graph = tf.compat.v1.saved_model.load(session, list(tags), str(path))
+        from refimpl import tf_private
+
+        tf_private.fill_missing(session, graph, meta_graph.signature_def, str(path), tags)
+        return session, meta_graph
     except Exception as error:
         session.close()
         raise SourceError(f"TensorFlow cannot load {path.name}: {first_line(error)}") from error

@@ -278,3 +278,32 @@ def test_nothing_to_save_is_said(cnn: Path, place: Path, capfd: pytest.CaptureFi
     assert main("convert", cnn, "b", "--precision", "fp16", "--save-calibration", "t.json") == 0
     assert "warning: nothing was calibrated" in capfd.readouterr().err
     assert not (place / "t.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--metric", "top1"], "--metric is for --precision auto"),
+        (["--max-drop", "1%"], "--max-drop is for --precision auto"),
+        (["--percentile", "99.9"], "--percentile is for --calibrator percentile"),
+        (["--keep-fp32", "Conv"], "--keep-fp32 is for a --precision other than fp32"),
+    ],
+)
+def test_an_option_that_does_nothing_is_told(
+    options: list[str], says: str, cnn: Path, place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main("convert", cnn, "b", *options) == 0
+    assert f"warning: {says}: it does nothing here" in capfd.readouterr().err
+    assert main("convert", cnn, "c") == 0
+    assert "does nothing here" not in capfd.readouterr().err
+
+
+def test_a_metric_that_is_not_there_is_told_before_the_work(
+    cnn: Path, place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data()
+    auto = ["--precision", "auto", "--calibration", "data.npz", "--metric", "nowhere:nothing"]
+    assert main("convert", cnn, "b", *auto) == 2
+    err = capfd.readouterr().err
+    assert "--metric nowhere:nothing cannot be imported" in err
+    assert "calibrating" not in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -239,7 +240,8 @@ def test_bert(model: Callable[[str], Path], tmp_path: Path) -> None:
     before = island(model("bert"), tmp_path)
     fused = fuse(before)
     assert Counter(kinds(fused)) == {LN: 7, GELU: 3}
-    assert fused.found[0] == "LayerNormalization at functional_1/layer_normalization_1 (13 nodes)"
+    # Keras numbers its layers through the whole process, so that the numbers depend on the models made before.
+    assert re.fullmatch(r"LayerNormalization at functional\w*/layer_normalization\w* \(13 nodes\)", fused.found[0])
     counted = ops_of(fused.model)
     assert not set(counted) & {"ReduceMean", "Sqrt", "Reciprocal", "Erf"}
     assert len(before.graph.node) - len(fused.model.graph.node) == 7 * 12 + 3 * 5

@@ -97,6 +97,8 @@ class PrecisionStage:
                 "--precision auto calibrates what it tries in int8",
                 hint="--no-calibration goes with --precision int8",
             )
+        if recipe.precision == "auto":
+            metric_of(recipe.metric)  # a function that is not there is told before the long work
         if recipe.precision != "int8":
             return
         if recipe.calibration_table and not recipe.use_calibration:

@@ -116,7 +116,7 @@ def watch(
     check = InputCheck(graph.source.signature)
     cuts = list(dict.fromkeys(tensor for item in islands for tensor in item.lowered.entering))
     for number, sample in enumerate(samples() if samples is not None else (), 1):
-        if calibrated and not check.add(sample.name, sample.values):
+        if not check.add(sample.name, sample.values):
             continue  # it is empty
         tell(f"calibrating: batch {number}")
         values = _values_at(cuts, sample, graph, native)

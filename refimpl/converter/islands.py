@@ -189,7 +189,10 @@ class IslandMaker:
         Raises:
             BuildError: it cannot be lowered so.
         """
-        model, weights = lower.to_onnx(self._graph, ops, marked=False, quantized=True)
+        try:
+            model, weights = lower.to_onnx(self._graph, ops, marked=False, quantized=True)
+        except Exception as error:  # tf2onnx raises anything
+            raise BuildError(f"its fake quantization cannot be written as Q/DQ: {first_line(error)}") from error
         self._count += 1
         file = self._folder / f"{self._count}.onnx"
         onnxruntime.optimize(model, weights, file)

@@ -47,23 +47,38 @@ def open(path: Path) -> OrtEngine:  # noqa: A001  (the Protocol's name)
     return OrtEngine(path, optimize=PLAIN not in path.name, spell_out=path.name.endswith(HALF_SUFFIX))
 
 
+def open_model(model: Any, beside: Path, *, optimize: bool = True) -> OrtEngine:
+    """Load a ModelProto that was made of a stored island, and run it as that one is run.
+
+    Args:
+        model: its half-precision ops spelled out already.
+        beside: the stored file; weights that are not in the model lie beside it.
+        optimize: False turns off all graph optimizations; they are off anyway when the file's name says so.
+
+    Raises:
+        RunError: ONNX Runtime cannot load it.
+    """
+    return OrtEngine(beside, optimize=optimize and PLAIN not in beside.name, spell_out=False, model=model)
+
+
 class OrtEngine:
     """An ONNX Runtime session over one island."""
 
-    def __init__(self, path: Path, *, optimize: bool, spell_out: bool) -> None:
+    def __init__(self, path: Path, *, optimize: bool, spell_out: bool, model: Any = None) -> None:
         options = session_options()
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         # QuantizeLinear and DequantizeLinear as they stand: fused kernels saturate pairs of products on some CPUs.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
-            model: Any = str(path)
             if spell_out:
+                model = rounding.spelled_out(onnx.load(path, load_external_data=False))
+            if model is not None:
                 options.add_session_config_entry(
                     "session.model_external_initializers_file_folder_path", str(path.parent)
                 )
-                model = rounding.spelled_out(onnx.load(path, load_external_data=False)).SerializeToString()
-            self._session = ort.InferenceSession(model, options, providers=list(_PROVIDERS))
+            source = str(path) if model is None else model.SerializeToString()
+            self._session = ort.InferenceSession(source, options, providers=list(_PROVIDERS))
         except Exception as error:  # its exceptions share no base class with a public name
             raise RunError(f"ONNX Runtime cannot load {path.name}: {first_line(error)}") from error
         self._inputs = [item.name for item in self._session.get_inputs()]

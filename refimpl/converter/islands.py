@@ -14,12 +14,12 @@ from typing import Any
 import onnx
 
 from refimpl import engines
+from refimpl.accuracy import Accuracy
 from refimpl.artifacts import Array
 from refimpl.converter import fake_quant, lower, verify
 from refimpl.converter.fake_quant_exact import TYPES as FAKE_QUANT
 from refimpl.converter.lower import OpGraph
 from refimpl.converter.native import NativeGraph
-from refimpl.converter.precision.accuracy import Accuracy
 from refimpl.converter.precision.assigned import Assigned
 from refimpl.converter.verify import Evidence, Finding
 from refimpl.engines import BuildOptions, Profile, onnxruntime

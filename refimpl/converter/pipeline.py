@@ -40,10 +40,10 @@ from refimpl.engines import onnxruntime
 from refimpl.errors import RecipeError, SourceError, UnsupportedError, stage
 from refimpl.recipe import Recipe
 from refimpl.specs import TensorSpec
+from refimpl.tolerance import loosest
 
 Tell = Callable[[str], None]
 _WARNINGS = 3  # of calibration that are shown
-_LOOSEST_FIRST = ("int8", "bf16", "fp16", "quantized", "tf32", "half", "fp32")
 
 
 @dataclass
@@ -335,8 +335,7 @@ _MODES = {"int8": "INT8", "bf16": "BF16", "fp16": "FP16", "half": "FP16", "quant
 
 def _precision(found: Iterable[str]) -> str:
     """What the least precise engine computes in: a model that is float16 itself is no FP32 bundle."""
-    kinds = set(found)
-    return next((loose for loose in _LOOSEST_FIRST if loose in kinds), "fp32")
+    return loosest(found)
 
 
 def _check_engines(recipe: Recipe) -> None:

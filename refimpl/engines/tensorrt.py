@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -128,9 +129,7 @@ def build(model: Path, target: Path, profiles: Sequence[Profile], options: Build
     network = _network(trt, builder)
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse_from_file(str(model)):
-        errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        said = [f"{error.node_operator() or 'ONNX'}: {_shorten(error.desc())}" for error in errors]
-        raise BuildError("; ".join(said) or "parser failed")
+        raise BuildError(_parse_errors(parser))
     config = builder.create_builder_config()
     if hasattr(trt.BuilderFlag, "TF32") and not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
@@ -163,6 +162,81 @@ def _trt_profile(builder: Any, network: Any, profile: Profile) -> Any:
         else:
             result.set_shape(tensor.name, profile.min[index], profile.opt[index], profile.max[index])
     return result
+
+
+def engine_layers(path: Path) -> Any:
+    """What TensorRT's engine inspector says of a stored engine; this needs a GPU that the engine fits.
+
+    Returns:
+        The inspector's JSON. An engine that was built without detailed profiling names its layers, and no more.
+
+    Raises:
+        RunError: the engine cannot be loaded here; the message says why.
+    """
+    if reason := why_not_here():
+        raise RunError(f"TensorRT cannot load an engine here: {reason}")
+    trt = _require()
+    log = _Log(trt)
+    runtime = trt.Runtime(log.logger)
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        said = "; ".join(_shorten(message) for message in log.errors[-2:])
+        raise RunError(f"{version()} cannot load {path.name}: {said or 'no reason given'}")
+    return json.loads(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkLayers:
+    """A model as TensorRT's parser takes it, before anything is fused; no GPU is needed to ask."""
+
+    layers: tuple[dict[str, Any], ...]  # name, type, inputs, and outputs with dtype and shape
+    shape_inputs: frozenset[str]  # inputs whose values are used as shapes
+
+
+def network_layers(model: Path) -> NetworkLayers:
+    """Parse an ONNX file and list the network's layers.
+
+    Raises:
+        BuildError: the parser refuses the model.
+        UnsupportedError: TensorRT is not installed.
+    """
+    trt = _require()
+    log = _Log(trt)
+    builder = trt.Builder(log.logger)
+    network = _network(trt, builder)
+    parser = trt.OnnxParser(network, log.logger)
+    if not parser.parse_from_file(str(model)):
+        raise BuildError(_parse_errors(parser))
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    shapes = frozenset(tensor.name for tensor in inputs if tensor.is_shape_tensor)
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    return NetworkLayers(tuple(map(_layer, layers)), shapes)
+
+
+def _layer(layer: Any) -> dict[str, Any]:
+    outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
+    inputs = [layer.get_input(index) for index in range(layer.num_inputs)]
+    return {
+        "name": layer.name,
+        "type": layer.type.name,
+        "inputs": [tensor.name for tensor in inputs if tensor is not None],
+        "outputs": [
+            {"name": tensor.name, "dtype": tensor.dtype.name, "shape": _dimensions(tensor)} for tensor in outputs
+        ],
+    }
+
+
+def _dimensions(tensor: Any) -> list[int] | None:
+    """Unknown dimensions are -1; None when not even their number is known."""
+    try:
+        return list(tensor.shape)
+    except ValueError:  # the bindings' way to say that the rank is unknown
+        return None
+
+
+def _parse_errors(parser: Any) -> str:
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    return "; ".join(f"{item.node_operator() or 'ONNX'}: {_shorten(item.desc())}" for item in errors) or "parser failed"
 
 
 def open(path: Path) -> TrtEngine:  # noqa: A001  (the Protocol's name)

@@ -21,7 +21,6 @@ from refimpl.errors import BuildError, RecipeError, RunError
 from refimpl.numerics import disagreement
 from refimpl.profiles import profiles_for
 from refimpl.runtime.building import ABORTED, covers
-from refimpl.specs import TensorSpec
 from refimpl.tolerance import tolerance_for
 from refimpl.trt_convert import saving
 from refimpl.trt_convert.params import log
@@ -248,20 +247,3 @@ def _replacing(target: Path) -> Iterator[Path]:
     target.rename(aside)
     fresh.rename(target)
     shutil.rmtree(aside)
-
-
-def export_plans(folder: Path, manifest: Manifest, place: Path) -> None:
-    """Write every TensorRT engine as a plan file, and its shapes beside it (``TF_TRT_EXPORT_TRT_ENGINES_PATH``)."""
-    place.mkdir(parents=True, exist_ok=True)
-    for island in manifest.islands:
-        for engine in island.engines:
-            if engine.kind == _KIND and engine.file:
-                shutil.copyfile(folder / engine.file, place / island.name)
-                (place / f"dims-{island.name}").write_text(_dims(island.inputs, engine), encoding="utf-8")
-
-
-def _dims(inputs: Sequence[TensorSpec], engine: EngineRecord) -> str:
-    lines = [spec.describe() for spec in inputs]
-    for index, profile in enumerate(engine.profiles):
-        lines.append(f"profile {index}: min {profile['min']} opt {profile['opt']} max {profile['max']}")
-    return "\n".join([*lines, ""])

@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import refimpl
-from refimpl import env, tftrt_env
+from refimpl import api, env, tftrt_env
 from refimpl.bundle import Manifest, SignatureRecord
 from refimpl.recipe import Recipe
 from refimpl.report import tftrt as report
@@ -156,8 +155,10 @@ class TrtGraphConverterV2(UpstreamMethods):
         return self._converted_func
 
     def _open_model(self) -> None:
+        from refimpl import exporter
         from refimpl.trt_convert import inputs
 
+        exporter.check_place()
         if self._input_saved_model_dir is None:
             raise TypeError("Expected binary or unicode string, got None")
         meta_graph = inputs.read_meta_graph(Path(self._input_saved_model_dir), self._input_saved_model_tags)
@@ -189,7 +190,7 @@ class TrtGraphConverterV2(UpstreamMethods):
         kinds = tuple(kind for kind in recipe.engines if kind != "tensorrt")
         with stored(self._binder.samples(input_fn) if input_fn else None) as samples:
             self._real = next(iter(samples()), None) if samples else None
-            refimpl.convert(str(self._input_saved_model_dir), folder, replace(recipe, engines=kinds), samples=samples)
+            api.convert_only(str(self._input_saved_model_dir), folder, replace(recipe, engines=kinds), samples=samples)
         artifact.expect_engines(folder)
         self._home, self._folder = home, folder
         table = artifact.calibration(folder) if input_fn else ""
@@ -356,15 +357,14 @@ class TrtGraphConverterV2(UpstreamMethods):
             )
         if options is not None:
             saving.tell_options(options)
-        artifact.publish(
-            self._folder,
-            Path(output_saved_model_dir),
-            keep_engines=save_gpu_specific_engines,
-            build_at_runtime=bool(self._conversion_params.allow_build_at_runtime),
-            traced=self._converted_func if options is not None and options.save_debug_info else None,
-        )
-        if save_gpu_specific_engines and (place := tftrt_env.read().engines_path):
-            artifact.export_plans(self._folder, self._manifest, Path(place))
+        with saving.exported(Path(output_saved_model_dir), wanted=save_gpu_specific_engines):
+            artifact.publish(
+                self._folder,
+                Path(output_saved_model_dir),
+                keep_engines=save_gpu_specific_engines,
+                build_at_runtime=bool(self._conversion_params.allow_build_at_runtime),
+                traced=self._converted_func if options is not None and options.save_debug_info else None,
+            )
 
     def summary(
         self, line_length: int = 160, detailed: bool = True, print_fn: Callable[..., object] | None = None

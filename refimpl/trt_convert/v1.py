@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-import refimpl
-from refimpl import bundle, env, tftrt_env
+from refimpl import api, bundle, env, tftrt_env
 from refimpl.bundle import Manifest
 from refimpl.errors import first_line
 from refimpl.recipe import Recipe
@@ -196,7 +195,7 @@ class TrtGraphConverter:
         model, folder = home.path / "model", home.path / "bundle"
         frozen.write_saved_model(model, self._key(), self._frozen.graph_def, self._frozen.inputs, self._frozen.outputs)
         with stored(samples or None) as given, tf_private.eagerly():
-            refimpl.convert(model, folder, replace(recipe, engines=("onnxruntime",)), samples=given)
+            api.convert_only(model, folder, replace(recipe, engines=("onnxruntime",)), samples=given)
         artifact.expect_engines(folder)
         table = artifact.calibration(folder) if samples else ""
         manifest = artifact.stamp(folder, **self._attributes(recipe), calibration_data=table)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from refimpl.converter.precision.accuracy import accuracy
+from refimpl.accuracy import accuracy
 from refimpl.converter.precision.half import HEAVY, to_half
 from refimpl.converter.precision.observe import maxima
 from refimpl.converter.precision.quantize import place, tensors_to_observe

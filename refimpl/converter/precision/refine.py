@@ -15,9 +15,9 @@ from typing import Any
 
 import onnx
 
+from refimpl.accuracy import LOW_COSINE, Accuracy, accuracy, worst
 from refimpl.artifacts import Array
 from refimpl.converter import verify
-from refimpl.converter.precision.accuracy import LOW_COSINE, Accuracy, accuracy, worst
 from refimpl.converter.precision.assigned import Assigned, summary
 from refimpl.converter.precision.faults import rewrite_fault
 from refimpl.converter.precision.quantize import place

@@ -23,7 +23,6 @@ from refimpl.converter.native import NativeGraph
 from refimpl.converter.precision.assigned import matching, tf_op_of
 from refimpl.converter.precision.calibrate import warnings_of
 from refimpl.converter.precision.choose import Chooser, Option, Tried
-from refimpl.converter.precision.metrics import metric_of
 from refimpl.converter.precision.observe import multiplications
 from refimpl.converter.precision.quantize import named, tensors_to_observe
 from refimpl.converter.precision.refine import Refined, Refiner, Task, describe, load_model
@@ -32,6 +31,7 @@ from refimpl.converter.precision.watch import Prepared, prepare, typical, watch
 from refimpl.converter.samples import Sample
 from refimpl.engines import onnxruntime
 from refimpl.errors import RecipeError
+from refimpl.metrics import metric_of
 from refimpl.recipe import Recipe
 
 Tell = Callable[[str], None]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 from refimpl import __version__, env
+from refimpl.cli_cache import cache
 from refimpl.cli_calibration import calibration
 from refimpl.cli_convert import convert, explain, inspect, run
 from refimpl.cli_oracle import check, record
@@ -35,7 +36,7 @@ def group(*, verbose: bool, quiet: bool) -> None:
     env.quiet_tensorflow()
 
 
-for command in (convert, explain, inspect, run, record, check, calibration, doctor):
+for command in (convert, explain, inspect, run, record, check, calibration, cache, doctor):
     group.add_command(command)
 
 

@@ -69,19 +69,21 @@ class Cache:
             The entry; None when there is none, or when it is damaged: then it is removed, with a warning, and nothing
             is left in ``target``.
         """
-        place = self._place(key.digest)
+        place, folder = self._place(key.digest), 0
         try:
+            folder = place.stat().st_ino
             entry = read_entry(place)
             copy_compared(place, entry, target)
         except FileNotFoundError:
-            if (place / ENTRY).exists():  # else there is none, or another process has just removed it
+            if _is(place, folder):  # else there is none, or another process has just removed it
                 self._drop_damaged(place, "a file is missing")
             return None
         except OSError as error:  # of the disk, perhaps of the one that is copied to: the entry may be fine
             log.warning("the cache entry %s cannot be used: %s", place, error.strerror or error)
             return None
         except (ValueError, LookupError, TypeError) as error:
-            self._drop_damaged(place, str(error))
+            if _is(place, folder):  # else another process has replaced it meanwhile: half of it was of the one before
+                self._drop_damaged(place, str(error))
             return None
         if not self.read_only:
             with contextlib.suppress(OSError):
@@ -271,6 +273,13 @@ def parse_size(text: str) -> int:
         return int(float(number) * _UNITS[unit])
     except (ValueError, KeyError, OverflowError):
         raise RecipeError(f"size {text!r} is not of the form 10GB", hint="give 10GB, 500MB, 2GiB or bytes") from None
+
+
+def _is(place: Path, inode: int) -> bool:
+    try:
+        return place.stat().st_ino == inode
+    except OSError:
+        return False
 
 
 def _rename_into_place(made: Path, place: Path) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 import onnx
 
-from refimpl import engines
+from refimpl import engine_cache, engines
 from refimpl.artifacts import Array
+from refimpl.cache import Cache
 from refimpl.converter import fake_quant, lower, verify
 from refimpl.converter.fake_quant_exact import TYPES as FAKE_QUANT
 from refimpl.converter.lower import OpGraph
@@ -109,6 +110,7 @@ class IslandMaker:
         profile_seen: like ``seen``, for the shapes that engines must take.
         recipe: the user's choices.
         folder: where files are written.
+        cache: where engines are looked for before they are built.
     """
 
     def __init__(
@@ -119,11 +121,12 @@ class IslandMaker:
         profile_seen: Sequence[Mapping[str, Array]],
         recipe: Recipe,
         folder: Path,
+        cache: Cache | None = None,
     ) -> None:
         self._graph, self._native, self._recipe = graph, native, recipe
         # A folder of its own: an earlier maker's islands may still be wanted when a part of the graph is cut again.
         self._folder = Path(tempfile.mkdtemp(dir=folder))
-        self._seen, self._profile_seen = seen, profile_seen
+        self._seen, self._profile_seen, self._cache = seen, profile_seen, cache
         self._count = 0
 
     def lower(self, ops: tuple[str, ...]) -> Lowered | Rejection:
@@ -270,7 +273,9 @@ class IslandMaker:
             raise BuildError("no shapes are known for its inputs")
         profiles = profiles_for(self._recipe.profile, specs, seen)
         target = model.with_name(f"{model.name.split('.')[0]}{module.SUFFIX}")
-        module.build(model, target, profiles, BuildOptions(self._recipe.tf32, self._recipe.workspace_bytes))
+        options = BuildOptions(self._recipe.tf32, self._recipe.workspace_bytes)
+        label = {"island": f"reads {', '.join(entering) or 'nothing'}", "precision": precision}
+        engine_cache.build(self._cache, kind, model, target, profiles, options, label)
         rounded = "tf32" if self._recipe.tf32 and precision == "fp32" else precision
         return Built(kind, target, module.version(), rounded, profiles)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,7 @@ from refimpl.tolerance import tolerance_for
 
 KIND = "signature"
 _RECORD = "record.json"
+log = logging.getLogger("refimpl.cache")
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,14 @@ class Reuse:
             "used_patterns": sorted(finished.used_patterns),
         }
         label = {"signature": finished.record.signature.key, "precision": _precisions(finished)}
-        with tempfile.TemporaryDirectory(prefix="refimpl-") as folder:
-            file = Path(folder) / _RECORD
-            file.write_text(json.dumps(data), encoding="utf-8")
-            files = {Path(place).name: bundle_folder / place for place in finished.files}
-            self.cache.put(key, {_RECORD: file, **files}, label=label)
+        try:
+            with tempfile.TemporaryDirectory(prefix="refimpl-") as folder:
+                file = Path(folder) / _RECORD
+                file.write_text(json.dumps(data), encoding="utf-8")
+                files = {Path(place).name: bundle_folder / place for place in finished.files}
+                self.cache.put(key, {_RECORD: file, **files}, label=label)
+        except OSError as error:
+            log.warning("the signature is not kept in the cache: %s", error.strerror or error)
 
 
 def reuse_of(

@@ -13,12 +13,12 @@ LAYER = {
     "errors": 0,
     "specs": 1, "tolerance": 1, "env": 1, "gpus": 1,
     "recipe": 2, "artifacts": 2, "calibration": 2, "numerics": 2,
-    "engines": 3, "tf_private": 3, "tftrt_env": 3,
-    "bundle": 4, "profiles": 4,
+    "cache": 2, "engines": 3, "tf_private": 3, "tftrt_env": 3,
+    "bundle": 4, "engine_cache": 4, "profiles": 4,
     "runtime": 5,
     "converter": 6, "oracle": 6, "report": 6, "doctor": 6, "hook": 6,
     "api": 7,
-    "trt_convert": 8, "cli_calibration": 8, "cli_convert": 8, "cli_oracle": 8,
+    "trt_convert": 8, "cli_cache": 8, "cli_calibration": 8, "cli_convert": 8, "cli_oracle": 8,
     "cli": 9,
 }  # fmt: skip
 
@@ -34,9 +34,10 @@ ROOMS = {
     "onnx_graphsurgeon": ["converter/"],
     "tf2onnx": ["converter/"],
     "polygraphy": ["engines/"],
-    "click": ["cli.py", "cli_calibration.py", "cli_convert.py", "cli_oracle.py", "doctor.py"],
+    "click": ["cli.py", "cli_cache.py", "cli_calibration.py", "cli_convert.py", "cli_oracle.py", "doctor.py"],
     "rich": [
         "cli.py",
+        "cli_cache.py",
         "cli_calibration.py",
         "cli_convert.py",
         "cli_oracle.py",

@@ -6,6 +6,7 @@ A bundle is a SavedModel directory with a folder ``refimpl/`` beside ``variables
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import hashlib
 import json
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import BundleError, RecipeError
-from refimpl.specs import Signature, TensorSpec
+from refimpl.specs import DirectCall, Signature, TensorSpec
 
 FORMAT_VERSION = 2
 FOLDER = "refimpl"
@@ -122,6 +123,7 @@ class SignatureRecord:
     left: tuple[LeftOp, ...] = ()
     ops_total: int = 0
     tried: tuple[Mapping[str, Any], ...] = ()  # what --precision auto measured
+    direct: DirectCall | None = None  # when its one island is all of it
 
     @property
     def ops_converted(self) -> int:
@@ -141,6 +143,7 @@ class SignatureRecord:
             "left": [[op.name, op.type, op.reason] for op in self.left],
             "ops_total": self.ops_total,
             "tried": list(self.tried),
+            "direct": self.direct.to_json() if self.direct else None,
         }
 
     @staticmethod
@@ -153,6 +156,7 @@ class SignatureRecord:
             left=tuple(LeftOp(name=name, type=kind, reason=reason) for name, kind, reason in data["left"]),
             ops_total=data["ops_total"],
             tried=tuple(data["tried"]),
+            direct=DirectCall.from_json(data["direct"]) if data.get("direct") else None,
         )
 
 
@@ -216,8 +220,8 @@ def read(path: Path, *, check_files: bool = True) -> Manifest:
         )
     manifest = _read_manifest(path)
     if check_files:
-        for name in manifest.files:
-            check_file(path, manifest, name)
+        with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+            list(pool.map(lambda name: check_file(path, manifest, name), manifest.files))
         _refuse_unknown_files(path, manifest)
     return manifest
 

@@ -11,11 +11,11 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from refimpl import runtime
+from refimpl import bundle, runtime
 from refimpl.bundle import Manifest, SignatureRecord
 from refimpl.converter.plan import Seen
 from refimpl.converter.source import Source
-from refimpl.errors import BuildError, first_line
+from refimpl.errors import BuildError, InternalError, first_line
 from refimpl.numerics import disagreement
 from refimpl.tolerance import tolerance_for
 
@@ -47,6 +47,8 @@ def prove(
             key = record.signature.key
             for sample in samples[key].samples[:1] if record.converted and key in samples else ():
                 _compare(record, truth, run, sample.values, manifest.precision, verified=manifest.verified)
+                if record.direct is not None:
+                    _compare_direct(folder, manifest, record, sample.values, run)
     runtime.forget(folder)
     return notes
 
@@ -69,6 +71,18 @@ def _compare(
                 "(--keep-in-tf), or verify with real samples (--calibration)",
                 signature=key,
             )
+
+
+def _compare_direct(
+    folder: Path, manifest: Manifest, record: SignatureRecord, values: Mapping[str, Any], run: Run
+) -> None:
+    """What an engine answers without TensorFlow is what it answers in the graph: no name may lead elsewhere."""
+    key = record.signature.key
+    owner = runtime.runtime_of(str(folder / bundle.POINTER), manifest.bundle_id)
+    got = runtime.direct_answer(record, lambda: owner)({name: np.asarray(value) for name, value in values.items()})
+    for name, want in run(key, values).items():
+        if got is not None and (why := disagreement(want, got[name], tolerance_for(manifest.precision, _dtype(want)))):
+            raise InternalError(f"signature {key}: without TensorFlow, {name} is another: {why}")
 
 
 def _load(folder: Path, manifest: Manifest) -> tuple[Run, tuple[str, ...]]:

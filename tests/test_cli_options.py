@@ -23,7 +23,7 @@ from tests.bundles import (
 from tests.models import saved_model
 
 NAME = "odd_ops"
-COMMANDS = ("convert", "explain", "inspect", "run", "record", "check", "calibration", "doctor")
+COMMANDS = ("convert", "explain", "inspect", "run", "record", "check", "calibration", "cache", "doctor")
 
 
 @pytest.fixture

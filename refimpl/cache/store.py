@@ -243,10 +243,12 @@ def open_cache(folder: str | os.PathLike[str], *, limit_bytes: int = DEFAULT_LIM
 
 
 def _make(place: Path, *, read_only: bool) -> None:
-    ours = place.is_dir() and all(item.name in _FOLDERS for item in place.iterdir())  # empty, or being made right now
-    if read_only or (place.exists() and not ours):
-        what = "is no cache of refimpl" if place.exists() else "does not exist"
-        raise RecipeError(f"{place} {what}", hint="name a new directory, an empty one, or one that --cache has made")
+    if place.exists() and not (place.is_dir() and _may_become_one(place)):
+        raise RecipeError(
+            f"{place} is no cache of refimpl", hint="name a new or empty directory, or one that is a cache"
+        )
+    if read_only:
+        raise RecipeError(f"no cache at {place}", hint="a cache is made by the first conversion that may write to it")
     try:
         place.mkdir(parents=True, exist_ok=True, mode=0o700)  # engines are code: nobody else may slip one in
         for name in _FOLDERS:
@@ -259,6 +261,11 @@ def _make(place: Path, *, read_only: bool) -> None:
         raise RecipeError(
             f"the cache {place} cannot be made: {error.strerror or error}", hint="name a directory that can be written"
         ) from None
+
+
+def _may_become_one(place: Path) -> bool:
+    """Whether a directory is empty, or another process is making a cache of it right now."""
+    return all(item.name in (*_FOLDERS, MARK) for item in place.iterdir())
 
 
 def parse_size(text: str) -> int:
@@ -284,11 +291,16 @@ def _is(place: Path, inode: int) -> bool:
 
 def _rename_into_place(made: Path, place: Path) -> None:
     """Unless another process was faster: what it made depends on the same things."""
-    try:
-        made.rename(place)
-    except OSError:
-        if not (place / ENTRY).is_file():
-            raise
+    for last in (False, False, True):
+        try:
+            made.rename(place)
+        except OSError:
+            if (place / ENTRY).is_file():
+                return
+            if last:
+                raise  # it was not there, and could not be made: not only removed again in between
+        else:
+            return
 
 
 def _lock(stream: IO[str]) -> bool:

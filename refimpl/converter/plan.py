@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from refimpl.artifacts import Array, SignatureGraph
+from refimpl.cache import Cache
 from refimpl.converter import samples as sampling
 from refimpl.converter import verify
 from refimpl.converter.atoms import Atoms, lower_atoms
@@ -225,6 +226,7 @@ class Works:
     precision: PrecisionStage
     folder: Path
     tell: Tell
+    cache: Cache | None = None
 
 
 def settle(plan: Plan, works: Works) -> tuple[Plan, tuple[Island, ...]]:
@@ -278,7 +280,7 @@ def _maker(plan: Plan, works: Works) -> IslandMaker:
         verify.evidence_of(graph, works.native, cuts, seen.samples) if recipe.verify or seen.profile_samples else []
     )
     shapes = verify.evidence_of(graph, works.native, cuts, seen.profile_samples) if "tensorrt" in recipe.engines else []
-    return IslandMaker(graph, works.native, evidence, shapes, recipe, works.folder)
+    return IslandMaker(graph, works.native, evidence, shapes, recipe, works.folder, works.cache)
 
 
 def _judged_again(

@@ -167,14 +167,14 @@ def _check_shapes(source: Source, wanted: Sequence[str], recipe: Recipe) -> None
 def explain(source_path: Path, recipe: Recipe, tell: Tell) -> tuple[str, list[Plan]]:
     """Who judges, and the plan of every signature asked for, stopped before anything is built."""
     tell("loading the SavedModel")
-    with Source(source_path, recipe.tags) as source:
+    with tempfile.TemporaryDirectory(prefix="refimpl-") as scratch, Source(source_path, recipe.tags) as source:
         mutable = mutable_state(source)
         judge = pick_judge()
         plans = []
         for key in source.pick_signatures(recipe.signatures):
             with stage("plan", signature=key):
                 _, graph = signature_source(source, key, mutable)
-                plans.append(make_plan(graph, recipe, judge, mutable, tell))
+                plans.append(make_plan(graph, recipe, judge, mutable, Path(scratch), tell))
         return judge.name, plans
 
 
@@ -237,7 +237,7 @@ def _finish(job: _Job, index: int, graph: OpGraph, works: Works) -> Finished:
     """Plan one signature, and make its islands."""
     precision, key = works.precision, graph.source.signature.key
     with job.clock.time("plan", signature=key):
-        plan = make_plan(graph, job.recipe, works.judge, job.mutable, job.tell)
+        plan = make_plan(graph, job.recipe, works.judge, job.mutable, works.folder, job.tell)
     with job.clock.time("build", signature=key):
         plan, islands = settle(plan, works)
     named = {f"TRTEngineOp_{index:03d}_{number:03d}": island for number, island in enumerate(islands)}

@@ -46,7 +46,7 @@ class Source:
             raise SourceError(f"{path} is a bundle already", hint="convert the SavedModel that it was made from")
         self.graph = tf.Graph()
         with self.graph.as_default():
-            self.session = tf.compat.v1.Session(graph=self.graph, config=_session_config())
+            self.session: Any = tf.compat.v1.Session(graph=self.graph, config=_session_config())
             try:
                 tf.compat.v1.saved_model.load(self.session, list(self.tags), str(path))
             except (tf.errors.OpError, ValueError, KeyError, OSError, RuntimeError) as error:
@@ -65,7 +65,13 @@ class Source:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.session.close()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the session, and with it of the model's variables."""
+        if self.session is not None:
+            self.session.close()
+            self.session = None
 
     @property
     def signature_keys(self) -> tuple[str, ...]:

@@ -48,6 +48,11 @@ def open(path: Path, threads: int = 0) -> OrtEngine:  # noqa: A001  (the Protoco
     return OrtEngine(path, optimize=PLAIN not in path.name, spell_out=spell_out, threads=threads)
 
 
+def suffix(precision: str) -> str:
+    """The end of the name of an island's file that computes in this precision (a row of the tolerance table)."""
+    return HALF_SUFFIX if precision == "half" else SUFFIX
+
+
 class OrtEngine:
     """An ONNX Runtime session over one island. It may run in many threads at once.
 

@@ -122,6 +122,17 @@ def parser_refusals(model: bytes, path: str = "") -> tuple[tuple[Refusal, ...], 
     return tuple(found.values()), whole
 
 
+def parser_takes(model: Path) -> bool:
+    """Whether TensorRT's ONNX parser takes all of a stored model, its weights in it or in a file beside it.
+
+    The model is parsed in earnest, as it is for a build: nothing is predicted.
+    """
+    trt = _require()
+    log = _Log(trt)
+    network = _network(trt, trt.Builder(log.logger))
+    return bool(trt.OnnxParser(network, log.logger).parse_from_file(str(model)))
+
+
 def build(model: Path, target: Path, profiles: Sequence[Profile], options: BuildOptions) -> None:
     trt = _require()
     log = _Log(trt)

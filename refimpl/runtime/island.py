@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,9 +29,8 @@ _log = logging.getLogger("refimpl.runtime")
 _lock = threading.Lock()
 
 
-@dataclass(frozen=True, slots=True)
-class IslandRun:
-    """What ran an island in one call."""
+class IslandRun(NamedTuple):
+    """What ran an island in one call. A tuple, since every call counts one and a tuple's hash costs next to nothing."""
 
     island: str
     engine: str  # "tensorrt", "onnxruntime", "numpy", or "native" for TensorFlow itself

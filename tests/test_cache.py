@@ -103,7 +103,9 @@ def change_both(place: Path) -> None:
 
 def reach_outside(place: Path) -> None:
     data = json.loads((place / ENTRY).read_text(encoding="utf-8"))
-    data["what"]["files"] = {"../../../outside": "0" * 64}
+    outside = place.parents[2] / "outside"
+    outside.write_bytes(b"x")
+    data["what"]["files"] = {"../../../outside": entries.file_digest(outside)}
     data["sha256"] = entries._digest(data["what"])
     (place / ENTRY).write_text(json.dumps(data), encoding="utf-8")
 

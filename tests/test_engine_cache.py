@@ -18,6 +18,9 @@ PROFILE = Profile(((1, 3),), ((2, 3),), ((8, 3),))
 OPTIONS = BuildOptions(tf32=False, workspace_bytes=0)
 
 
+REAL_GPUS = gpus.list_gpus
+
+
 class Library:
     """A kind of engine whose builds are counted, and which keeps timings if it is told to."""
 
@@ -84,7 +87,8 @@ def test_without_a_cache_and_for_kinds_that_copy_it_is_built_each_time(tmp_path,
 
 
 def other_gpu() -> tuple[str, tuple[gpus.Gpu, ...]]:
-    return "13.0", (gpus.Gpu("NVIDIA H100", "9.0", 80 << 30),)
+    driver, _ = REAL_GPUS()
+    return driver, (gpus.Gpu("NVIDIA H100", "9.0", 80 << 30),)
 
 
 MATTERS = {

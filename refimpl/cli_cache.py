@@ -34,7 +34,8 @@ def show(folder: Path | None, *, as_json: bool) -> None:
     console = Console(highlight=False, markup=False, no_color=env.prefers_plain_text() or None)
     table = Table("key", "what", "model", "of it", "precision", "size", "last used", box=None, pad_edge=False)
     for item in entries:
-        table.add_row(item.key[:8], item.kind, *_named(item), _size(item.size), str(item.to_json()["last_use"])[5:16].replace("T", " "))
+        used = str(item.to_json()["last_use"])[5:16].replace("T", " ")
+        table.add_row(item.key[:8], item.kind, *_named(item), _size(item.size), used)
     console.print(table)
     console.print(f"{len(entries)} entries, {_size(sum(item.size for item in entries))} (times are UTC)")
 

@@ -177,6 +177,7 @@ class Manifest:
     recipe: Mapping[str, Any]
     signatures: tuple[SignatureRecord, ...]
     timings: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds
+    peak_megabytes: Mapping[str, int] = field(default_factory=dict)  # stage -> most memory used by its end, in MiB
     notes: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)  # path in the bundle -> SHA-256
     format_version: int = FORMAT_VERSION
@@ -306,15 +307,23 @@ def file_sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def seal(folder: Path, manifest: Manifest) -> Manifest:
+def seal(folder: Path, manifest: Manifest, known: Mapping[str, str] | None = None) -> Manifest:
     """Write the manifest, with the checksum of every file in ``folder``, and the pointer that TensorFlow finds it
     by.
+
+    Args:
+        folder: the bundle.
+        manifest: what is known of it.
+        known: checksums by name of files that were read before, and need not be read again.
     """
     for name in (POINTER, MANIFEST):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).unlink(missing_ok=True)
     data = manifest.to_json()
-    data["files"] = {name: file_sha256(folder / name) for name in _file_names(folder)}
+    names, known = _file_names(folder), known or {}
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+        digests = pool.map(lambda name: known.get(name) or file_sha256(folder / name), names)
+        data["files"] = dict(zip(names, digests, strict=True))
     text = json.dumps(data, indent=1, sort_keys=True).encode()
     (folder / MANIFEST).write_bytes(text)
     pointer = {

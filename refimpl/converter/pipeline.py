@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import itertools
+import resource
 import shutil
 import tempfile
 import time
@@ -40,7 +41,7 @@ from refimpl.converter.precision.stage import PrecisionStage, check_patterns
 from refimpl.converter.records import MODES, loosest, record_of
 from refimpl.converter.reuse import Finished, Reuse, reuse_of
 from refimpl.converter.samples import Given, Unwatched, given_name, user_samples
-from refimpl.converter.source import Source, tree_sha256
+from refimpl.converter.source import Source
 from refimpl.converter.stitch import Cut, Stitched, stitch_signature
 from refimpl.errors import RecipeError, SourceError, UnsupportedError, stage
 from refimpl.recipe import Recipe
@@ -51,9 +52,10 @@ _WARNINGS = 3  # of calibration that are shown
 
 @dataclass
 class Clock:
-    """Seconds spent in each stage."""
+    """Seconds spent in each stage, and the most memory that the process had used when it ended, in MB."""
 
-    seconds: dict[str, float]
+    seconds: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
     def time(self, name: str, **where: object) -> Iterator[None]:
@@ -63,6 +65,7 @@ class Clock:
                 yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+            self.peaks[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # Linux counts in KiB
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def convert(
     Raises:
         RefimplError: see the stages; nothing is left on disk.
     """
-    clock = Clock({})
+    clock = Clock()
     _check_engines(recipe)
     bundle.check_target(target)
     _check_places(source_path, target)
@@ -132,20 +135,28 @@ def convert(
             with clock.time("write"):
                 notes = _write(source, folder, done, bundle_id)
             manifest = _manifest(source, source_path, job, done, notes)
-            manifest = bundle.seal(folder, manifest)
+            manifest = bundle.seal(folder, manifest, _not_rewritten(source.digests))
             with clock.time("check"):
                 tell("running the finished bundle against TensorFlow")
                 seen = {item.record.signature.key: item.samples for item in done}
                 extra = check_bundle.prove(folder, source, manifest, seen, has_state=bool(job.mutable))
             tell("putting it in place")
+            manifest = replace(manifest, notes=(*manifest.notes, *extra), timings=dict(clock.seconds))
             manifest = bundle.seal(
-                folder, replace(manifest, notes=(*manifest.notes, *extra), timings=dict(clock.seconds))
+                folder,
+                replace(manifest, peak_megabytes=dict(clock.peaks)),
+                {name: digest for name, digest in manifest.files.items() if name != "saved_model.pb"},
             )
             if reuse is not None:
                 for item in done:
                     if item.key is not None and item.finished is not None:
                         reuse.keep(item.key, item.finished, folder)
     return manifest
+
+
+def _not_rewritten(digests: Mapping[str, str]) -> dict[str, str]:
+    """Checksums that hold on: of what is copied and only read; the graph is written anew."""
+    return {name: digest for name, digest in digests.items() if name.startswith(("variables/", "assets"))}
 
 
 def _check_places(source_path: Path, target: Path) -> None:
@@ -208,7 +219,7 @@ def _convert_signature(job: _Job, key: str, index: int) -> Converted:
     folder = job.scratch / str(index)
     folder.mkdir()
     native = NativeGraph(source, signature)
-    precision = PrecisionStage(graph, native, recipe, reader, tree_sha256(source.path), folder, tell)
+    precision = PrecisionStage(graph, native, recipe, reader, source.sha256, folder, tell)
     precision.check()
     stored, finished = None, None
     if job.reuse is not None:
@@ -308,7 +319,7 @@ def _manifest(source: Source, source_path: Path, job: _Job, done: list[Converted
         refimpl=__version__,
         versions=env.versions(),
         source_name=source_path.absolute().name,
-        source_sha256=tree_sha256(source.path),
+        source_sha256=source.sha256,
         tags=source.tags,
         precision=loosest(e.precision for item in done for island in item.record.islands for e in island.engines),
         judge=pick_judge().name,

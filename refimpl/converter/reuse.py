@@ -27,7 +27,7 @@ from refimpl.calibration import CalibrationTable
 from refimpl.converter.judge import pick_judge
 from refimpl.converter.native import NativeGraph
 from refimpl.converter.samples import Unwatched, WatchedSamples
-from refimpl.converter.source import Source, tree_sha256
+from refimpl.converter.source import Source
 from refimpl.engines import onnxruntime, tensorrt
 from refimpl.errors import RefimplError, RunError, first_line
 from refimpl.numerics import disagreement
@@ -161,7 +161,7 @@ def reuse_of(
 def common_parts(source: Source, recipe: Recipe, samples: WatchedSamples | None, table: str) -> dict[str, Any]:
     """Everything that a converted signature depends on, but the signature itself."""
     return {
-        "model": tree_sha256(source.path),
+        "model": source.sha256,
         "tags": sorted(source.tags),
         "recipe": recipe.key_parts(),
         "samples": None if samples is None else samples.digest,

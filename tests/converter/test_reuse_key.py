@@ -19,6 +19,7 @@ from refimpl.cache import Cache, Key, open_cache
 from refimpl.converter import reuse
 from refimpl.converter.reuse import common_parts, reuse_of
 from refimpl.converter.samples import WatchedSamples
+from refimpl.converter.source import Source
 from refimpl.engines import onnxruntime, tensorrt
 from refimpl.recipe import Recipe
 from tests.converter.reused import from_cache, signatures, two_islands
@@ -36,10 +37,17 @@ def cache(tmp_path) -> Cache:
     return open_cache(tmp_path / "cache")
 
 
+def unopened(model: Path, tags: str = "serve") -> Source:
+    """What a key needs of a model, without a session."""
+    source = Source.__new__(Source)
+    source.path, source.tags = model, (tags,)
+    return source
+
+
 def parts(
     model: Path, recipe: Recipe = ALL, samples: Any = None, table: str = "", tags: str = "serve"
 ) -> dict[str, Any]:
-    source = SimpleNamespace(path=model, tags=(tags,))
+    source = unopened(model, tags)
     return common_parts(source, recipe, None if samples is None else WatchedSamples(samples), table)
 
 
@@ -178,7 +186,7 @@ def test_fewer_and_more_samples_are_noticed(given):
 
 
 def test_what_no_key_can_hold_is_told_and_not_reused(model, cache):
-    source, said = SimpleNamespace(path=model, tags=("serve",)), []
+    source, said = unopened(model), []
     auto = Recipe(precision="auto", metric="code:metric")
     assert reuse_of(cache, source, auto, [sample(1.0)], said.append) is None
     assert reuse_of(cache, source, ALL, [sample(1.0, label=np.array([object()]))], said.append) is None

@@ -151,6 +151,24 @@ def test_an_op_that_stays_is_not_skipped(model, tmp_path):
     assert_same(refimpl.load(tmp_path / "b").infer(feeds()), wanted(feeds()))
 
 
+def test_an_assertion_that_no_output_reads_is_not_skipped(tmp_path):
+    """TensorFlow answers nothing to this input, and neither may an engine."""
+
+    class Careful(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, 3], name="x"), tf.TensorSpec([], tf.bool, name="fine")])
+        def serve(self, x, fine):
+            tf.debugging.Assert(fine, [x])
+            return {"y": tf.nn.softmax(tf.nn.relu(2 * x) + 1)}
+
+    module = Careful()
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=module.serve)
+    refimpl.convert(tmp_path / "m", tmp_path / "b", SMALL)
+    loaded, x = refimpl.load(tmp_path / "b"), np.ones((1, 3), np.float32)
+    assert loaded.infer({"x": x, "fine": True})["y"].shape == (1, 3)
+    with pytest.raises(RunError):
+        loaded.infer({"x": x, "fine": False})
+
+
 def test_a_name_that_leads_elsewhere_does_not_ship(model, tmp_path, monkeypatch):
     honest = pipeline.direct_call
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refimpl import cache as caching
 from refimpl import env
 from refimpl.bundle import IDLE_OPS, LeftOp
+from refimpl.cache import Cache
 from refimpl.recipe import Recipe
 from refimpl.report.summary import PlanSummary
 
@@ -39,6 +41,7 @@ def convert(
     *,
     tell: Callable[[str], None] | None = None,
     samples: Callable[[], Iterable[Mapping[str, Any]]] | Sequence[Mapping[str, Any]] | None = None,
+    cache: StrPath | Cache | None = None,
 ) -> Manifest:
     """Convert a SavedModel into a bundle: its supported parts in engines, the rest in TensorFlow.
 
@@ -50,13 +53,16 @@ def convert(
         samples: real inputs to verify, to profile and to calibrate with: a function that yields dicts of arrays by
             input name (a batch each), or a sequence of such dicts. It is read more than once, one batch at a time.
             None takes what ``recipe.calibration`` names.
+        cache: a directory in which finished work is looked for and kept, or what ``refimpl.cache.open_cache`` gives
+            for one, with a limit of its own or read-only. None takes the one that ``REFIMPL_CACHE_DIR`` names, if it
+            names one.
 
     Returns:
         The bundle's manifest: islands, what stayed in TensorFlow and why, versions, timings.
 
     Raises:
         SourceError: the SavedModel cannot be read, or has no such tags or signature.
-        RecipeError: the target exists, or a choice is impossible.
+        RecipeError: the target exists, a choice is impossible, or the cache cannot be used.
         BundleError: the bundle cannot be written.
         UnsupportedError: TensorFlow, or an engine that was asked for, is not installed.
     """
@@ -64,7 +70,7 @@ def convert(
 
     if place := exporter.check_place():
         exporter.check_room(place, Path(bundle))
-    manifest = convert_only(saved_model, bundle, recipe, tell=tell, samples=samples)
+    manifest = convert_only(saved_model, bundle, recipe, tell=tell, samples=samples, cache=cache)
     if place:
         exporter.export_to_place(Path(bundle), place)
     return manifest
@@ -77,12 +83,15 @@ def convert_only(
     *,
     tell: Callable[[str], None] | None = None,
     samples: Callable[[], Iterable[Mapping[str, Any]]] | Sequence[Mapping[str, Any]] | None = None,
+    cache: StrPath | Cache | None = None,
 ) -> Manifest:
     """:func:`convert` for those whose bundle is a step on the way: no variable asks for anything beside it."""
     env.require_tensorflow()
     from refimpl.converter import pipeline
 
-    return pipeline.convert(Path(saved_model), Path(bundle), recipe or Recipe(), tell or _silent, samples)
+    found = caching.from_environment() if cache is None else cache
+    store = found if found is None or isinstance(found, Cache) else caching.open_cache(found)
+    return pipeline.convert(Path(saved_model), Path(bundle), recipe or Recipe(), tell or _silent, samples, store)
 
 
 def export(

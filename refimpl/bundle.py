@@ -6,6 +6,7 @@ A bundle is a SavedModel directory with a folder ``refimpl/`` beside ``variables
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import hashlib
 import json
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import BundleError, RecipeError
-from refimpl.specs import Signature, TensorSpec
+from refimpl.specs import DirectCall, Signature, TensorSpec
 
 FORMAT_VERSION = 2
 FOLDER = "refimpl"
@@ -122,6 +123,7 @@ class SignatureRecord:
     left: tuple[LeftOp, ...] = ()
     ops_total: int = 0
     tried: tuple[Mapping[str, Any], ...] = ()  # what --precision auto measured
+    direct: DirectCall | None = None  # when its one island is all of it
 
     @property
     def ops_converted(self) -> int:
@@ -141,6 +143,7 @@ class SignatureRecord:
             "left": [[op.name, op.type, op.reason] for op in self.left],
             "ops_total": self.ops_total,
             "tried": list(self.tried),
+            "direct": self.direct.to_json() if self.direct else None,
         }
 
     @staticmethod
@@ -153,6 +156,7 @@ class SignatureRecord:
             left=tuple(LeftOp(name=name, type=kind, reason=reason) for name, kind, reason in data["left"]),
             ops_total=data["ops_total"],
             tried=tuple(data["tried"]),
+            direct=DirectCall.from_json(data["direct"]) if data.get("direct") else None,
         )
 
 
@@ -173,6 +177,7 @@ class Manifest:
     recipe: Mapping[str, Any]
     signatures: tuple[SignatureRecord, ...]
     timings: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds
+    peak_megabytes: Mapping[str, int] = field(default_factory=dict)  # stage -> most memory used by its end, in MiB
     notes: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)  # path in the bundle -> SHA-256
     format_version: int = FORMAT_VERSION
@@ -216,8 +221,8 @@ def read(path: Path, *, check_files: bool = True) -> Manifest:
         )
     manifest = _read_manifest(path)
     if check_files:
-        for name in manifest.files:
-            check_file(path, manifest, name)
+        with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+            list(pool.map(lambda name: check_file(path, manifest, name), manifest.files))
         _refuse_unknown_files(path, manifest)
     return manifest
 
@@ -302,15 +307,23 @@ def file_sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def seal(folder: Path, manifest: Manifest) -> Manifest:
+def seal(folder: Path, manifest: Manifest, known: Mapping[str, str] | None = None) -> Manifest:
     """Write the manifest, with the checksum of every file in ``folder``, and the pointer that TensorFlow finds it
     by.
+
+    Args:
+        folder: the bundle.
+        manifest: what is known of it.
+        known: checksums by name of files that were read before, and need not be read again.
     """
     for name in (POINTER, MANIFEST):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).unlink(missing_ok=True)
     data = manifest.to_json()
-    data["files"] = {name: file_sha256(folder / name) for name in _file_names(folder)}
+    names, known = _file_names(folder), known or {}
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+        digests = pool.map(lambda name: known.get(name) or file_sha256(folder / name), names)
+        data["files"] = dict(zip(names, digests, strict=True))
     text = json.dumps(data, indent=1, sort_keys=True).encode()
     (folder / MANIFEST).write_bytes(text)
     pointer = {

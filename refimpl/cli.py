@@ -11,6 +11,7 @@ import click
 
 from refimpl import __version__, env
 from refimpl.cli_bisect import bisect
+from refimpl.cli_cache import cache
 from refimpl.cli_calibration import calibration
 from refimpl.cli_check import check
 from refimpl.cli_convert import convert, explain, inspect, run
@@ -38,7 +39,7 @@ def group(*, verbose: bool, quiet: bool) -> None:
     env.quiet_tensorflow()
 
 
-for command in (convert, explain, inspect, run, record, check, bisect, export, calibration, doctor):
+for command in (convert, explain, inspect, run, record, check, bisect, export, calibration, cache, doctor):
     group.add_command(command)
 
 

@@ -16,6 +16,7 @@ import click
 from rich.console import Console
 
 from refimpl import env
+from refimpl.cache import DEFAULT_LIMIT, Cache, open_cache, parse_size
 from refimpl.errors import RecipeError
 from refimpl.recipe import CALIBRATORS, ENGINES, PRECISIONS, PROFILES, Recipe, load_recipe, parse_shape, recipe_with
 
@@ -182,6 +183,9 @@ def _recipe(recipe_file: Path | None, **given: Any) -> Recipe:
 @click.option(
     "--no-verify", is_flag=True, help="Do not compare islands with TensorFlow. The bundle is marked UNVERIFIED."
 )
+@click.option("--cache", type=_PATH, metavar="DIR", help="Look for finished work here, and keep it.  [none]")
+@click.option("--cache-limit", metavar="10GB", help="What the cache may hold; the least recently used makes room.")
+@click.option("--cache-read-only", is_flag=True, help="Use what is in the cache, and write nothing to it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def convert(
     saved_model: Path,
@@ -190,6 +194,9 @@ def convert(
     no_calibration: bool,
     max_drop: str | None,
     save_calibration: Path | None,
+    cache: Path | None,
+    cache_limit: str | None,
+    cache_read_only: bool,
     as_json: bool,
     recipe_file: Path | None,
     **options: Any,
@@ -208,15 +215,30 @@ def convert(
     )
     _check_new(save_calibration)
     _check_folder(save_calibration)
+    store = _cache(cache, cache_limit, read_only=cache_read_only)
     for line in _idle(recipe, {**options, "max_drop": max_drop}):
         click.echo(f"warning: {line}", err=True)
     if no_verify:
         click.echo("warning: --no-verify: nothing proves that the engines give TensorFlow's answers", err=True)
     with progress() as tell:
-        manifest = refimpl.convert(saved_model, bundle, recipe, tell=tell)
+        manifest = refimpl.convert(saved_model, bundle, recipe, tell=tell, cache=store)
     if save_calibration is not None:
         _save_calibration(bundle, save_calibration)
     _show_manifest(manifest, bundle, as_json=as_json)
+
+
+def _cache(folder: Path | None, limit: str | None, *, read_only: bool) -> Cache | None:
+    """The cache that the options name, or the environment; None for none."""
+    place = folder or env.cache_directory()
+    if not place:
+        if limit or read_only:
+            raise RecipeError(
+                "--cache-limit and --cache-read-only are for a cache, and there is none",
+                hint="name one with --cache DIR or REFIMPL_CACHE_DIR",
+            )
+        return None
+    limit_bytes = parse_size(limit) if limit else DEFAULT_LIMIT
+    return open_cache(place, limit_bytes=limit_bytes, read_only=read_only or env.cache_is_read_only())
 
 
 def _idle(recipe: Recipe, given: Mapping[str, Any]) -> list[str]:
@@ -302,6 +324,7 @@ def _show_manifest(manifest: Any, folder: Path, *, as_json: bool) -> None:
 @click.option("--signature", default="", help="Signature to run.  [serving_default]")
 @click.option("--engine", "engines", multiple=True, help="Engines that may run, in order of preference.  [all]")
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=1x224x224x3", help="Shapes for --inputs random.")
+@click.option("--intra-op-threads", type=click.IntRange(min=1), metavar="N", help="CPU threads per op.  [one per core]")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary of the outputs as JSON.")
 def run(
     bundle: Path,
@@ -310,6 +333,7 @@ def run(
     signature: str,
     engines: tuple[str, ...],
     shapes: tuple[str, ...],
+    intra_op_threads: int | None,
     as_json: bool,
 ) -> None:
     """Run BUNDLE once and say what each island ran on."""
@@ -322,8 +346,9 @@ def run(
         raise RecipeError("--shape is for --inputs random", hint="the arrays of a file have shapes of their own")
     _check_new(output)
     with contextlib.redirect_stdout(sys.stderr):
+        env.limit_tensorflow_threads(intra_op_threads)
         env.require_tensorflow()
-        loaded = refimpl.load(bundle, engines=engines or None)
+        loaded = refimpl.load(bundle, engines=engines or None, intra_op_threads=intra_op_threads or 0)
         spec = loaded.signature(signature)
         values = _random(spec, fixed) if inputs == "random" else read_npz(Path(inputs))
         result = loaded.run(values, spec.key)

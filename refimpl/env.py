@@ -4,6 +4,9 @@ Flags, each ``0`` or ``1``:
 
     REFIMPL_TF_LOGS    1 shows TensorFlow's own start-up messages and warnings; 0 (the default) its errors only
     REFIMPL_TFTRT_OPS  1 lets refimpl.trt_convert keep to the ops that TF-TRT took; 0 (the default) takes more
+    REFIMPL_CACHE_READ_ONLY  1 uses what is in the cache and writes nothing to it; 0 (the default) writes, too
+
+``REFIMPL_CACHE_DIR`` names the directory of the cache; unset or empty, there is none.
 
 Nothing here imports TensorFlow or another vendor's library.
 """
@@ -97,6 +100,25 @@ def fingerprint() -> dict[str, str]:
     return {**versions(), **machine, "onednn": "off" if onednn_is_off() else "TensorFlow's default"}
 
 
+@functools.cache
+def code_digest() -> str:
+    """SHA-256 (hexadecimal) of refimpl's own code and tables: a version number says nothing of an edited checkout."""
+    total, root = hashlib.sha256(), Path(__file__).parent
+    for file in sorted(item for item in root.rglob("*") if item.suffix in (".py", ".json")):
+        total.update(f"{file.relative_to(root).as_posix()}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def cache_directory() -> str:
+    """The directory that ``REFIMPL_CACHE_DIR`` names; "" when it names none."""
+    return os.environ.get("REFIMPL_CACHE_DIR", "")
+
+
+def cache_is_read_only() -> bool:
+    """Whether ``REFIMPL_CACHE_READ_ONLY`` forbids to write to the cache."""
+    return flag("REFIMPL_CACHE_READ_ONLY", default=False)
+
+
 def fingerprint_digest() -> str:
     """Twelve hexadecimal digits that change with anything in :func:`fingerprint`."""
     return hashlib.sha256(json.dumps(fingerprint(), sort_keys=True).encode()).hexdigest()[:12]
@@ -163,6 +185,15 @@ def turn_onednn_off() -> bool:
 def onednn_is_off() -> bool:
     """Whether the environment forbids TensorFlow to use oneDNN."""
     return os.environ.get(_ONEDNN) == "0"
+
+
+def limit_tensorflow_threads(threads: int | None) -> None:
+    """Let so many threads share one op of TensorFlow; None leaves it to TensorFlow.
+
+    That can only be chosen before TensorFlow's first import.
+    """
+    if threads is not None:
+        os.environ["TF_NUM_INTRAOP_THREADS"] = str(threads)
 
 
 def prefers_plain_text() -> bool:

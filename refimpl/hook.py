@@ -14,6 +14,8 @@ from types import ModuleType
 from typing import Any
 
 _HOME = "tensorflow.python.ops.script_ops"  # where TensorFlow keeps its Python functions
+_TOKEN = "refimpl.engine.v1"
+_registered: list[Any] = []  # TensorFlow holds the function weakly; this keeps it alive
 
 
 def install() -> None:
@@ -24,15 +26,29 @@ def install() -> None:
         sys.meta_path.insert(0, _Finder())
 
 
-def _call(*args: Any) -> Any:
-    from refimpl.runtime import call_engine
-
-    return call_engine(*args)
-
-
 def _register(module: ModuleType) -> None:
-    # TensorFlow holds the function weakly; this module keeps it alive.
-    module._py_funcs._funcs["refimpl.engine.v1"] = _call
+    """Register as the kind of object that ``tf.py_function`` registers.
+
+    TensorFlow converts what a plain function returns, and looks at NumPy's version for each array again (10 µs each).
+    Results of the other kind it takes as they are: :func:`refimpl.runtime.call_engine` returns arrays.
+    """
+    base: Any = getattr(module, "EagerFunc", object)
+
+    class Engine(base):  # type: ignore[misc]
+        """The function behind every engine node."""
+
+        def __init__(self) -> None:  # the base's wants a function
+            self.run: Any = None
+
+        def __call__(self, *args: Any) -> Any:
+            if self.run is None:  # only now, so that importing TensorFlow does not import the runtime
+                from refimpl.runtime import call_engine
+
+                self.run = call_engine
+            return self.run(*args) if base is object else self.run(*args[2])  # after device and token
+
+    _registered[:] = [Engine()]
+    module._py_funcs._funcs[_TOKEN] = _registered[0]
 
 
 class _Finder(importlib.abc.MetaPathFinder):

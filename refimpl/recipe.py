@@ -20,6 +20,12 @@ PROFILES = ("range", "optimal", "range+optimal", "implicit-batch")
 OP_SETS = ("tensorrt", "tf-trt", "tf-trt-implicit")
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+_OUTSIDE = "outside_key"  # metadata of a field whose value is not in the key of the cache: why it need not be
+
+
+def _outside_key(default: Any, why: str) -> Any:
+    """A field that leaves the key of finished work alone. Every other field is part of it."""
+    return field(default=default, metadata={_OUTSIDE: why})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +64,8 @@ class Recipe:
         build_at_runtime: build a TensorRT engine for shapes that no stored one takes, where TensorRT can execute.
     """
 
-    signatures: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
+    signatures: tuple[str, ...] = _outside_key((), "each signature has a key of its own, with its name and number")
+    tags: tuple[str, ...] = _outside_key((), "the tags that were found are in the key")
     precision: str = "fp32"
     engines: tuple[str, ...] = ("onnxruntime",)
     min_segment_size: int = 3
@@ -67,20 +73,20 @@ class Recipe:
     keep_in_tf: tuple[str, ...] = ()
     shapes: Shapes = ()
     profile: str = "range"
-    calibration: str = ""
+    calibration: str = _outside_key("", "the contents of the samples are in the key, whatever they are called")
     verify: bool = True
-    workspace_bytes: int = field(default=0)
+    workspace_bytes: int = 0
     tf32: bool = False
     keep_fp32: tuple[str, ...] = ()
     calibrator: str = "entropy"
     percentile: float = 99.99
     use_calibration: bool = True
-    calibration_table: str = ""
+    calibration_table: str = _outside_key("", "the contents of the table are in the key, whatever it is called")
     max_drop: float = 0.005
     metric: str = "agreement"
     op_set: str = "tensorrt"
-    max_cached_engines: int = 1
-    build_at_runtime: bool = False
+    max_cached_engines: int = _outside_key(1, "heeded where the bundle runs; the new manifest has it")
+    build_at_runtime: bool = _outside_key(False, "heeded where the bundle runs; the new manifest has it")
 
     def __post_init__(self) -> None:
         _one_of("precision", (self.precision,), PRECISIONS)
@@ -112,6 +118,14 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    def outside_key(self) -> dict[str, str]:
+        """Why a field's value is not in the key of finished work in the cache, by the names of those that are not."""
+        return {item.name: item.metadata[_OUTSIDE] for item in fields(self) if _OUTSIDE in item.metadata}
+
+    def key_parts(self) -> dict[str, Any]:
+        """Every other field: what finished work depends on of a recipe's own words."""
+        return {name: value for name, value in asdict(self).items() if name not in self.outside_key()}
 
 
 def _one_of(what: str, values: Sequence[str], known: Sequence[str]) -> None:

@@ -98,6 +98,26 @@ class Signature:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class DirectCall:
+    """How one island answers a whole signature, with nothing between them but Identity ops.
+
+    Attributes:
+        inputs: the signature's input that each input of the island is, in the island's order.
+        outputs: the island's output that each output of the signature is, in the signature's order.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"inputs": list(self.inputs), "outputs": list(self.outputs)}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> DirectCall:
+        return DirectCall(tuple(data["inputs"]), tuple(data["outputs"]))
+
+
 def _holds_strings(array: np.ndarray[Any, Any]) -> bool:
     return array.dtype.kind in "SUT" or (
         array.dtype == object and all(isinstance(item, bytes | str) for item in array.reshape(-1).tolist())

@@ -118,6 +118,7 @@ def commands(name: str, folder: Path) -> dict[str, list[object]]:
         "bisect": ["bisect", make_bundle(name), golden_of(name)],
         "export": ["export", make_bundle(name), folder / "export"],
         "calibration": ["calibration", "show", calibration_table()],
+        "cache": ["cache", "show", cache_with_entries()],
         "doctor": ["doctor"],
     }
 
@@ -132,6 +133,15 @@ def calibration_table() -> Path:
     if not file.exists():
         calibration.save(table, file)
     return file
+
+
+def cache_with_entries() -> Path:
+    """A cache that a conversion has written to."""
+    folder = Path(_FOLDER.name) / "cache"
+    if not folder.exists():
+        with tempfile.TemporaryDirectory() as place:
+            refimpl.convert(saved_model("odd_ops"), Path(place) / "bundle", cache=folder)
+    return folder
 
 
 def assert_refused(capfd: pytest.CaptureFixture[str], *args: object, says: str, hint: str = "") -> str:

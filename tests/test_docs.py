@@ -152,8 +152,8 @@ tf.saved_model.save(model, "my_model", signatures={"serving_default": model.call
 
 
 def test_readme_examples_run(tmp_path: Path) -> None:
-    convert, use = fenced(text_of("README.md"), "python")
-    assert run_python(MAKE_MODEL + convert, tmp_path) == "(1, 4) ['onnxruntime']"
+    convert, infer, use = fenced(text_of("README.md"), "python")
+    assert run_python(MAKE_MODEL + convert + infer, tmp_path) == "(1, 4) ['onnxruntime']\n(1, 4)"
     assert run_python(use, tmp_path) == "(1, 4)"
 
 

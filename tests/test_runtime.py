@@ -223,7 +223,7 @@ def test_the_next_engine_takes_over_from_one_that_fails_later(tmp_path, monkeypa
 def test_whatever_opening_an_engine_raises_tensorflow_answers(tmp_path, monkeypatch, error):
     """Running in TensorFlow is always a right answer; a library that fails in its own way must not prevent it."""
 
-    def fail(path):
+    def fail(path, threads):
         raise error
 
     folder = copy_of(NAME, tmp_path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,16 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from refimpl import runtime
+from refimpl import bundle, runtime
 from refimpl.bundle import Manifest, SignatureRecord
 from refimpl.converter.plan import Seen
 from refimpl.converter.source import Source
-from refimpl.errors import BuildError, first_line
+from refimpl.errors import BuildError, InternalError, first_line
 from refimpl.numerics import disagreement
 from refimpl.tolerance import tolerance_for
 
-Run = Callable[[str, Mapping[str, Any]], dict[str, Any]]  # signature key, inputs -> outputs
+Answers = Mapping[str, Any]  # output -> value
+Run = Callable[[str, Mapping[str, Any]], Answers]  # signature key, inputs -> outputs
 
 
 def prove(
@@ -29,7 +31,7 @@ def prove(
 
     Args:
         folder: the bundle.
-        source: the model.
+        source: the model; it is closed, and its variables are gone.
         manifest: the bundle's.
         samples: by signature.
         has_state: whether a signature assigns variables; ``source`` ran and has other values by now, so that the
@@ -41,34 +43,82 @@ def prove(
     Raises:
         BuildError: the bundle does not give TensorFlow's answers; it must not ship.
     """
-    run, notes = _load(folder, manifest)
-    with Source(source.path, source.tags) if has_state else contextlib.nullcontext(source) as truth:
-        for record in manifest.signatures:
+    cases = [
+        (record, sample.values)
+        for record in manifest.signatures
+        for sample in (samples[record.signature.key].samples[:1] if record.signature.key in samples else ())
+        if record.converted
+    ]
+    with contextlib.ExitStack() as stack:
+        truth: Source | None = None
+        if has_state:  # the two are called in turn, so that their variables stay in step
+            truth = stack.enter_context(Source(source.path, source.tags))
+        answers = {} if truth else {record.signature.key: _native(source, record, values) for record, values in cases}
+        source.close()  # the model goes before the bundle comes, or every weight would be in memory twice
+        run, notes = _load(folder, manifest)
+        for record, values in cases:
             key = record.signature.key
-            for sample in samples[key].samples[:1] if record.converted and key in samples else ():
-                _compare(record, truth, run, sample.values, manifest.precision, verified=manifest.verified)
+            want = _native(truth, record, values) if truth else answers[key]
+            got = run(key, values)
+            if why := _disagreement(record, want, got, manifest.precision):
+                again = _asked_again(truth, source, record, values)
+                run(key, values)
+                if not _random([want, *again]):
+                    raise _disagrees(key, why, verified=manifest.verified)
+            if record.direct is not None:
+                _compare_direct(folder, manifest, record, values, got)
     runtime.forget(folder)
     return notes
 
 
-def _compare(
-    record: SignatureRecord, truth: Source, run: Run, values: Mapping[str, Any], precision: str, *, verified: bool
-) -> None:
-    """Two calls of each side, so that their variables stay in step; random ops and counters are not compared."""
-    key = record.signature.key
-    (want, got), (again, _) = ((_native(truth, key, values), run(key, values)) for _ in range(2))
-    if any(disagreement(want[name], again[name], tolerance_for("fp32", _dtype(want[name]))) for name in want):
-        return
+def _disagreement(record: SignatureRecord, want: Answers, got: Answers, precision: str) -> str:
+    """Which output disagrees, and why; "" when none does."""
     for spec in record.signature.outputs:
         if why := disagreement(want[spec.name], got[spec.name], tolerance_for(precision, spec.dtype)):
-            raise BuildError(
-                f"every island agrees with TensorFlow, but the whole does not: {spec.name}: {why}"
-                if verified
-                else f"nothing was verified (--no-verify), and the whole disagrees with TensorFlow: {spec.name}: {why}",
-                hint="an op may decide between nearly equal values: keep it or the ops before it in TensorFlow "
-                "(--keep-in-tf), or verify with real samples (--calibration)",
-                signature=key,
-            )
+            return f"{spec.name}: {why}"
+    return ""
+
+
+def _asked_again(
+    truth: Source | None, source: Source, record: SignatureRecord, values: Mapping[str, Any]
+) -> list[Answers]:
+    """What TensorFlow answers to the same inputs once more: the model that is open, or one loaded anew, twice."""
+    if truth is not None:
+        return [_native(truth, record, values)]
+    with Source(source.path, source.tags) as fresh:
+        return [_native(fresh, record, values) for _ in range(2)]
+
+
+def _random(answers: Sequence[Answers]) -> bool:
+    """Whether TensorFlow's own answers differ from call to call: of random ops and counters nothing can be said."""
+    return any(
+        disagreement(first[name], second[name], tolerance_for("fp32", _dtype(first[name])))
+        for first, second in itertools.pairwise(answers)
+        for name in first
+    )
+
+
+def _disagrees(key: str, why: str, *, verified: bool) -> BuildError:
+    return BuildError(
+        f"every island agrees with TensorFlow, but the whole does not: {why}"
+        if verified
+        else f"nothing was verified (--no-verify), and the whole disagrees with TensorFlow: {why}",
+        hint="an op may decide between nearly equal values: keep it or the ops before it in TensorFlow "
+        "(--keep-in-tf), or verify with real samples (--calibration)",
+        signature=key,
+    )
+
+
+def _compare_direct(
+    folder: Path, manifest: Manifest, record: SignatureRecord, values: Mapping[str, Any], wants: Answers
+) -> None:
+    """What an engine answers without TensorFlow is what it answers in the graph: no name may lead elsewhere."""
+    key = record.signature.key
+    owner = runtime.runtime_of(str(folder / bundle.POINTER), manifest.bundle_id)
+    got = runtime.direct_answer(record, lambda: owner)({name: np.asarray(value) for name, value in values.items()})
+    for name, want in wants.items():
+        if got is not None and (why := disagreement(want, got[name], tolerance_for(manifest.precision, _dtype(want)))):
+            raise InternalError(f"signature {key}: without TensorFlow, {name} is another: {why}")
 
 
 def _load(folder: Path, manifest: Manifest) -> tuple[Run, tuple[str, ...]]:
@@ -123,8 +173,8 @@ def _in_session(folder: Path, manifest: Manifest) -> Run:
     return run
 
 
-def _native(source: Source, key: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    definition = source.meta_graph.signature_def[key]
+def _native(source: Source, record: SignatureRecord, values: Mapping[str, Any]) -> dict[str, Any]:
+    definition = source.meta_graph.signature_def[record.signature.key]
     feeds = {definition.inputs[name].name: value for name, value in values.items()}
     fetches = {name: info.name for name, info in definition.outputs.items()}
     result = source.session.run(fetches, feeds)

@@ -6,8 +6,8 @@ hollow graph lowering takes a fifth of the time and memory; the weights are put 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,12 @@ class LoweringGraph:
     weights: Mapping[str, Array]  # Placeholder of a hollow constant -> value
     library: Mapping[str, gd.FunctionDef]
     versions: Any
+    # What to lower in place of a body: the constant that it comes to (folding).
+    folded: Mapping[str, tuple[gd.NodeDef, ...]] = field(default_factory=dict)
+
+    def lowered(self, name: str) -> tuple[gd.NodeDef, ...]:
+        """The nodes that an op, or a constant, is lowered as."""
+        return self.folded.get(name) or self.bodies[name]
 
 
 def assigned_variables(graph: SignatureGraph) -> frozenset[str]:
@@ -76,16 +82,16 @@ def lowering_graph(graph: SignatureGraph, values: Mapping[str, Array], frozen: f
     """
     library = {function.signature.name: function for function in graph.graph_def.library.function}
     order = gd.topological(graph.graph_def)
-    solid = _flow_into_functions(order)
+    solid = flow_into_functions(order)
     specialiser = _Specialiser(library, {arg.name: arg for arg in graph.args if arg.name in frozen})
     weights: dict[str, Array] = {}
     constant = _constant_nodes(order, {arg.name for arg in graph.args} - frozen, library)
     bodies: dict[str, tuple[gd.NodeDef, ...]] = {}
     for node in order:
         if node.name in frozen:
-            body = _constant(node.name, values[node.name], weights, hollow=node.name not in solid)
+            body = constant_body(node.name, values[node.name], weights, hollow=node.name not in solid)
         elif node.op == "Const" and node.name not in solid and _is_large(node):
-            body = _constant(node.name, tf.make_ndarray(node.attr["value"].tensor), weights, hollow=True)
+            body = constant_body(node.name, tf.make_ndarray(node.attr["value"].tensor), weights, hollow=True)
         else:
             body = [made for new in specialiser.node(node) for made in rewrite_op(new, constant)]
         bodies[node.name] = tuple(body)
@@ -93,7 +99,8 @@ def lowering_graph(graph: SignatureGraph, values: Mapping[str, Array], frozen: f
     return LoweringGraph(bodies, tuple(order), frozenset(constant), weights, library, graph.graph_def.versions)
 
 
-def _constant(name: str, value: Array, weights: dict[str, Array], *, hollow: bool) -> list[gd.NodeDef]:
+def constant_body(name: str, value: Array, weights: dict[str, Array], *, hollow: bool) -> list[gd.NodeDef]:
+    """The nodes of a constant; a large one, if it may be hollow, is a Placeholder whose value goes into ``weights``."""
     dtype = tf.as_dtype(value.dtype if value.dtype != object else tf.string)
     if hollow and value.size >= HOLLOW_ELEMENTS and dtype.name in _FLOATS:
         node = gd.make_node(WEIGHT + name, "Placeholder", [], dtype=gd.type_attr(dtype.as_datatype_enum))
@@ -112,7 +119,7 @@ def _is_large(node: gd.NodeDef) -> bool:
     return int(np.prod(sizes, dtype=np.int64)) >= HOLLOW_ELEMENTS and gd.dtype_name(tensor.dtype) in _FLOATS
 
 
-def _flow_into_functions(order: list[gd.NodeDef]) -> set[str]:
+def flow_into_functions(order: Sequence[gd.NodeDef]) -> set[str]:
     """Constants that reach If, While and the like: tf2onnx reads RNN weights there and must see them."""
     nodes = {node.name: node for node in order}
     solid: set[str] = set()

@@ -13,11 +13,12 @@ from typing import Any
 
 import onnx
 
-from refimpl import engines
+from refimpl import engine_cache, engines
 from refimpl.accuracy import Accuracy
 from refimpl.artifacts import Array
+from refimpl.cache import Cache
 from refimpl.converter import fake_quant, lower, verify
-from refimpl.converter.fake_quant_exact import TYPES as FAKE_QUANT
+from refimpl.converter.drafts import own_precision
 from refimpl.converter.lower import OpGraph
 from refimpl.converter.native import NativeGraph
 from refimpl.converter.precision.assigned import Assigned
@@ -109,6 +110,8 @@ class IslandMaker:
         profile_seen: like ``seen``, for the shapes that engines must take.
         recipe: the user's choices.
         folder: where files are written.
+        drafts: ONNX files of islands that were lowered already; one is used up when its island is made.
+        cache: where engines are looked for before they are built.
     """
 
     def __init__(
@@ -119,11 +122,14 @@ class IslandMaker:
         profile_seen: Sequence[Mapping[str, Array]],
         recipe: Recipe,
         folder: Path,
+        drafts: dict[tuple[str, ...], Path],
+        cache: Cache | None = None,
     ) -> None:
         self._graph, self._native, self._recipe = graph, native, recipe
         # A folder of its own: an earlier maker's islands may still be wanted when a part of the graph is cut again.
         self._folder = Path(tempfile.mkdtemp(dir=folder))
-        self._seen, self._profile_seen = seen, profile_seen
+        self._seen, self._profile_seen, self._cache = seen, profile_seen, cache
+        self._drafts = drafts
         self._count = 0
 
     def lower(self, ops: tuple[str, ...]) -> Lowered | Rejection:
@@ -216,9 +222,13 @@ class IslandMaker:
     ) -> tuple[Path, Finding, list[str]]:
         """The island's ONNX file: cleaned up if that agrees with TensorFlow, plain if only the plain one does."""
         self._count += 1
-        suffix = onnxruntime.HALF_SUFFIX if self._precision(ops) == "half" else onnxruntime.SUFFIX
-        file = self._folder / f"{self._count}{suffix}"
-        clean = self._try(ops, file, evidence, leaving, onnxruntime.optimize)
+        suffix = onnxruntime.suffix(self._precision(ops))
+        file = self._drafts.pop(tuple(ops), None)
+        if file is not None:
+            clean = self._judged(ops, file, evidence, leaving)
+        else:
+            file = self._folder / f"{self._count}{suffix}"
+            clean = self._try(ops, file, evidence, leaving, onnxruntime.optimize)
         if not clean.problem:
             return file, clean, []
         plain_file = self._folder / f"{self._count}{onnxruntime.PLAIN}{suffix.removeprefix('.')}"
@@ -241,21 +251,24 @@ class IslandMaker:
             return Finding(problem=f"tf2onnx fails on it: {type(error).__name__}: {first_line(error)}")
         try:
             save(model, weights, file)
+        except RefimplError as error:
+            return Finding(problem=error.message)
+        return self._judged(ops, file, evidence, leaving)
+
+    def _judged(self, ops: Sequence[str], file: Path, evidence: Sequence[Evidence], leaving: Sequence[str]) -> Finding:
+        """Open what was stored, and compare it with TensorFlow."""
+        try:
             engine = onnxruntime.open(file)
         except RefimplError as error:
             return Finding(problem=error.message)
         if not self._recipe.verify:
             return UNVERIFIED
-        return verify.judge_engine(
-            engine, evidence, leaving, self._precision(ops), [self._graph.ops[name].type for name in ops]
-        )
+        types = [self._graph.ops[name].type for name in ops]
+        return verify.judge_engine(engine, evidence, leaving, self._precision(ops), types)
 
     def _precision(self, ops: Sequence[str]) -> str:
         """What the model itself computes in here; a lower precision is made of that later (:mod:`refine`)."""
-        inside = [self._graph.ops[name] for name in ops]
-        if any(spec.dtype == "float16" for op in inside for spec in op.outputs):
-            return "half"
-        return "quantized" if any(op.type in FAKE_QUANT for op in inside) else "fp32"
+        return own_precision(self._graph, ops)
 
     def _build(
         self, kind: str, model: Path, precision: str, entering: Sequence[str], evidence: Sequence[Evidence]
@@ -270,7 +283,9 @@ class IslandMaker:
             raise BuildError("no shapes are known for its inputs")
         profiles = profiles_for(self._recipe.profile, specs, seen)
         target = model.with_name(f"{model.name.split('.')[0]}{module.SUFFIX}")
-        module.build(model, target, profiles, BuildOptions(self._recipe.tf32, self._recipe.workspace_bytes))
+        options = BuildOptions(self._recipe.tf32, self._recipe.workspace_bytes)
+        label = {"island": f"reads {', '.join(entering) or 'nothing'}", "precision": precision}
+        engine_cache.build(self._cache, kind, model, target, profiles, options, label)
         rounded = "tf32" if self._recipe.tf32 and precision == "fp32" else precision
         return Built(kind, target, module.version(), rounded, profiles)
 

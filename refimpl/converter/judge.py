@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any, Protocol
 
 import onnx
@@ -13,7 +14,7 @@ from refimpl.converter import graphdefs as gd
 from refimpl.converter import onnxgraphs
 from refimpl.converter.atoms import Atoms
 from refimpl.converter.lower import OpGraph, subgraph_nodes
-from refimpl.engines import tensorrt
+from refimpl.engines import rounding, tensorrt
 
 
 class Judge(Protocol):
@@ -23,6 +24,9 @@ class Judge(Protocol):
 
     def refused_nodes(self, model: Any) -> tuple[dict[str, str], bool]:
         """Node names with reasons, and whether the whole graph is taken."""
+
+    def takes(self, file: Path) -> bool:
+        """Whether a stored ONNX model is taken as a whole."""
 
 
 class ParserJudge:
@@ -34,6 +38,9 @@ class ParserJudge:
     def refused_nodes(self, model: Any) -> tuple[dict[str, str], bool]:
         refusals, whole = tensorrt.parser_refusals(model.SerializeToString())
         return {refusal.node: f"TensorRT refuses {refusal.reason}" for refusal in refusals}, whole
+
+    def takes(self, file: Path) -> bool:
+        return tensorrt.parser_takes(file)
 
 
 class TableJudge:
@@ -51,6 +58,16 @@ class TableJudge:
     def refused_nodes(self, model: Any) -> tuple[dict[str, str], bool]:
         refused = self._refused(model.graph, {})
         return refused, not refused
+
+    def takes(self, file: Path) -> bool:
+        # What is stored says nothing of its dtypes; they are inferred, and where they cannot be, atoms will tell.
+        graph = onnx.load(file, load_external_data=False)
+        known = rounding.tensor_types(graph)
+        graph.graph.ClearField("value_info")
+        for name, kind in known.items():
+            graph.graph.value_info.append(onnx.helper.make_tensor_value_info(name, kind, None))
+        made = {name for node in graph.graph.node for name in node.output if name}
+        return made <= known.keys() and not self._refused(graph.graph, {})
 
     def _refused(self, graph: Any, outer: Mapping[str, str]) -> dict[str, str]:
         dtypes = {**outer, **_known_dtypes(graph)}

@@ -56,13 +56,19 @@ def read_signature(source: Source, key: str) -> Signature:
 
 
 def signature_graph(source: Source, key: str) -> SignatureGraph:
-    """Cut one signature out of the model's graph, with every function call inlined.
+    """Cut one signature out of the model's graph, with every function call inlined; done once, and remembered.
 
     Control flow stays functional (one If, While or Case op each). State (variables, tables) becomes arguments.
 
     Raises:
         SourceError: the signature cannot be cut out (composite tensors, TF1 control flow, state passed by reference).
     """
+    if key not in source.cut_out:
+        source.cut_out[key] = _cut_out(source, key)
+    return source.cut_out[key]
+
+
+def _cut_out(source: Source, key: str) -> SignatureGraph:
     signature = read_signature(source, key)
     definition = source.meta_graph.signature_def[key]
     graph_def = source.meta_graph.graph_def

@@ -154,7 +154,7 @@ def subgraph_nodes(
     redirect = {gd.parse_ref(tensor): marker(tensor) for tensor in [*entering, *(marked_tensors if marked else ())]}
     nodes = [_placeholder(graph.specs[tensor]) for tensor in entering]
     for name in _with_constants(graph, ops):
-        nodes += [_redirected(node, redirect) for node in graph.lowering.bodies[name]]
+        nodes += [_redirected(node, redirect) for node in graph.lowering.lowered(name)]
     for tensor in sorted(marked_tensors):
         dtype = tf.as_dtype(graph.specs[tensor].dtype).as_datatype_enum
         nodes.append(gd.make_node(marker(tensor), "Identity", [tensor], T=gd.type_attr(dtype)))
@@ -186,7 +186,7 @@ def _cuttable(graph: OpGraph, ops: Sequence[str]) -> list[str]:
 
 
 def _with_constants(graph: OpGraph, ops: Sequence[str]) -> list[str]:
-    bodies, constant = graph.lowering.bodies, graph.lowering.constant
+    lowering, constant = graph.lowering, graph.lowering.constant
     needed: dict[str, None] = {}
 
     def visit(name: str) -> None:
@@ -195,10 +195,11 @@ def _with_constants(graph: OpGraph, ops: Sequence[str]) -> list[str]:
             current = stack[-1]
             waiting = [
                 ref.node
-                for node in bodies[current]
+                for node in lowering.lowered(current)
                 for ref in gd.data_inputs(node)
-                if ref.node in constant and ref.node in bodies and ref.node != current and ref.node not in needed
+                if ref.node in constant and ref.node in lowering.bodies and ref.node != current
             ]
+            waiting = [name for name in waiting if name not in needed]
             if waiting:
                 stack += waiting
             else:

@@ -15,7 +15,7 @@ class NativeGraph:
     """A signature's inlined graph in the session where the model's variables and tables live."""
 
     def __init__(self, source: Source, graph: SignatureGraph) -> None:
-        self._session = source.session
+        self._source = source
         self._scope = f"refimpl_native_{len(source.graph.get_operations())}"
         present = {node.name for node in graph.graph_def.node}  # state that only an effect nobody awaits used is gone
         state = {
@@ -41,7 +41,7 @@ class NativeGraph:
             RunError: TensorFlow fails on these values.
         """
         try:
-            values: list[Array] = self._session.run(
+            values: list[Array] = self._source.session.run(
                 [f"{self._scope}/{name}" for name in fetches],
                 {f"{self._scope}/{name}": value for name, value in feeds.items()},
             )

@@ -124,6 +124,14 @@ def refusal_of(node: gs.Node) -> str:
     return ""
 
 
+def floats_an_integer(node: gs.Node) -> bool:
+    """Whether a node makes float32, exact only up to 2^24, of integers, or of what may be some."""
+    if node.op != "Cast" or node.attrs["to"] != onnx.TensorProto.FLOAT:
+        return False
+    dtype = node.inputs[0].dtype
+    return dtype is None or isinstance(dtype, int) or np.dtype(dtype).kind not in "bf"
+
+
 def outer_tensors(node: gs.Node) -> list[gs.Tensor]:
     """Every tensor of the enclosing graph that a node reads, those used only inside its If or Loop bodies included."""
     found = list(node.inputs)

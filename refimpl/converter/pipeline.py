@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import itertools
+import resource
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from refimpl import __version__, bundle, calibration, env, runtime
-from refimpl.bundle import EngineRecord, IslandRecord, LeftOp, Manifest, SignatureRecord
+from refimpl import __version__, bundle, calibration, env
+from refimpl.bundle import IslandRecord, Manifest, SignatureRecord
+from refimpl.cache import Cache, Key
 from refimpl.converter import check_bundle
+from refimpl.converter.direct import direct_call
 from refimpl.converter.install import install
-from refimpl.converter.islands import Island
 from refimpl.converter.judge import pick_judge
 from refimpl.converter.load import read_signature
+from refimpl.converter.lower import OpGraph
 from refimpl.converter.native import NativeGraph
 from refimpl.converter.plan import (
     Plan,
@@ -32,15 +37,14 @@ from refimpl.converter.plan import (
     settle,
     signature_source,
 )
-from refimpl.converter.precision.stage import PrecisionStage, check_patterns, tables_in
-from refimpl.converter.samples import Given, given_name, user_samples
-from refimpl.converter.source import Source, tree_sha256
-from refimpl.converter.stitch import Stitched, stitch_signature
-from refimpl.engines import onnxruntime
+from refimpl.converter.precision.stage import PrecisionStage, check_patterns
+from refimpl.converter.records import MODES, loosest, record_of
+from refimpl.converter.reuse import Finished, Reuse, reuse_of
+from refimpl.converter.samples import Given, Unwatched, given_name, user_samples
+from refimpl.converter.source import Source
+from refimpl.converter.stitch import Cut, Stitched, stitch_signature
 from refimpl.errors import RecipeError, SourceError, UnsupportedError, stage
 from refimpl.recipe import Recipe
-from refimpl.specs import TensorSpec
-from refimpl.tolerance import loosest
 
 Tell = Callable[[str], None]
 _WARNINGS = 3  # of calibration that are shown
@@ -48,9 +52,10 @@ _WARNINGS = 3  # of calibration that are shown
 
 @dataclass
 class Clock:
-    """Seconds spent in each stage."""
+    """Seconds spent in each stage, and the most memory that the process had used when it ended, in MB."""
 
-    seconds: dict[str, float]
+    seconds: dict[str, float] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
     def time(self, name: str, **where: object) -> Iterator[None]:
@@ -60,6 +65,7 @@ class Clock:
                 yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+            self.peaks[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # Linux counts in KiB
 
 
 @dataclass(frozen=True)
@@ -71,10 +77,18 @@ class Converted:
     files: Mapping[str, Path]
     notes: tuple[str, ...] = ()
     samples: Seen = field(default_factory=Seen)
-    precision: PrecisionStage | None = None
+    finished: Finished | None = None
+    key: Key | None = None  # of the cache
 
 
-def convert(source_path: Path, target: Path, recipe: Recipe, tell: Tell, samples: Given | None = None) -> Manifest:
+def convert(
+    source_path: Path,
+    target: Path,
+    recipe: Recipe,
+    tell: Tell,
+    samples: Unwatched | None = None,
+    cache: Cache | None = None,
+) -> Manifest:
     """Convert a SavedModel into a bundle. Each line is a stage.
 
     Args:
@@ -83,11 +97,12 @@ def convert(source_path: Path, target: Path, recipe: Recipe, tell: Tell, samples
         recipe: the user's choices.
         tell: receives a line whenever a stage begins.
         samples: real inputs handed over in memory; None takes those that the recipe names.
+        cache: where finished work is looked for and kept; None does everything anew.
 
     Raises:
         RefimplError: see the stages; nothing is left on disk.
     """
-    clock = Clock({})
+    clock = Clock()
     _check_engines(recipe)
     bundle.check_target(target)
     _check_places(source_path, target)
@@ -96,32 +111,52 @@ def convert(source_path: Path, target: Path, recipe: Recipe, tell: Tell, samples
         tell("loading the SavedModel")
         with clock.time("load", model=source_path):
             source = Source(source_path, recipe.tags)
-        with source:
+        with source, contextlib.ExitStack() as stack:
             wanted = source.pick_signatures(recipe.signatures)
             _check_shapes(source, wanted, recipe)
             given = samples if samples is not None else recipe.calibration or None
-            job = _Job(source, recipe, given, mutable_state(source), bundle_id, Path(scratch), clock, tell)
+            cache = None if cache is None else cache.labelled(model=source_path.absolute().name)
+            with clock.time("cache"):
+                reuse = reuse_of(cache, source, recipe, given, tell)
+            if reuse is not None:
+                stack.enter_context(reuse.alone())
+            watched = given if reuse is None else reuse.samples
+            mutable = mutable_state(source)
+            job = _Job(source, recipe, watched, mutable, bundle_id, Path(scratch), clock, tell, cache, reuse)
             done = [
                 _convert_signature(job, key, wanted.index(key))
                 if key in wanted
                 else _kept(source, key, "not asked for (--signature)")
                 for key in source.signature_keys
             ]
-            check_patterns(recipe, [item.precision for item in done if item.precision is not None])
+            finished = [item.finished for item in done if item.finished is not None]
+            check_patterns(recipe, itertools.chain.from_iterable(item.used_patterns for item in finished))
             tell("writing the bundle")
             with clock.time("write"):
                 notes = _write(source, folder, done, bundle_id)
             manifest = _manifest(source, source_path, job, done, notes)
-            manifest = bundle.seal(folder, manifest)
+            manifest = bundle.seal(folder, manifest, _not_rewritten(source.digests))
             with clock.time("check"):
                 tell("running the finished bundle against TensorFlow")
                 seen = {item.record.signature.key: item.samples for item in done}
                 extra = check_bundle.prove(folder, source, manifest, seen, has_state=bool(job.mutable))
             tell("putting it in place")
+            manifest = replace(manifest, notes=(*manifest.notes, *extra), timings=dict(clock.seconds))
             manifest = bundle.seal(
-                folder, replace(manifest, notes=(*manifest.notes, *extra), timings=dict(clock.seconds))
+                folder,
+                replace(manifest, peak_megabytes=dict(clock.peaks)),
+                {name: digest for name, digest in manifest.files.items() if name != "saved_model.pb"},
             )
+            if reuse is not None:
+                for item in done:
+                    if item.key is not None and item.finished is not None:
+                        reuse.keep(item.key, item.finished, folder)
     return manifest
+
+
+def _not_rewritten(digests: Mapping[str, str]) -> dict[str, str]:
+    """Checksums that hold on: of what is copied and only read; the graph is written anew."""
+    return {name: digest for name, digest in digests.items() if name.startswith(("variables/", "assets"))}
 
 
 def _check_places(source_path: Path, target: Path) -> None:
@@ -143,14 +178,14 @@ def _check_shapes(source: Source, wanted: Sequence[str], recipe: Recipe) -> None
 def explain(source_path: Path, recipe: Recipe, tell: Tell) -> tuple[str, list[Plan]]:
     """Who judges, and the plan of every signature asked for, stopped before anything is built."""
     tell("loading the SavedModel")
-    with Source(source_path, recipe.tags) as source:
+    with tempfile.TemporaryDirectory(prefix="refimpl-") as scratch, Source(source_path, recipe.tags) as source:
         mutable = mutable_state(source)
         judge = pick_judge()
         plans = []
         for key in source.pick_signatures(recipe.signatures):
             with stage("plan", signature=key):
                 _, graph = signature_source(source, key, mutable)
-                plans.append(make_plan(graph, recipe, judge, mutable, tell))
+                plans.append(make_plan(graph, recipe, judge, mutable, Path(scratch), tell))
         return judge.name, plans
 
 
@@ -166,11 +201,12 @@ class _Job:
     scratch: Path
     clock: Clock
     tell: Tell
+    cache: Cache | None
+    reuse: Reuse | None
 
 
 def _convert_signature(job: _Job, key: str, index: int) -> Converted:
     source, recipe, clock, tell = job.source, job.recipe, job.clock, job.tell
-    judge = pick_judge()
     try:
         with clock.time("load", signature=key):
             signature, graph = signature_source(source, key, job.mutable)
@@ -183,24 +219,49 @@ def _convert_signature(job: _Job, key: str, index: int) -> Converted:
     folder = job.scratch / str(index)
     folder.mkdir()
     native = NativeGraph(source, signature)
-    precision = PrecisionStage(graph, native, recipe, reader, tree_sha256(source.path), folder, tell)
+    precision = PrecisionStage(graph, native, recipe, reader, source.sha256, folder, tell)
     precision.check()
-    with clock.time("plan", signature=key):
-        plan = make_plan(graph, recipe, judge, job.mutable, tell)
+    stored, finished = None, None
+    if job.reuse is not None:
+        stored = job.reuse.key(key, index)
+        with clock.time("cache", signature=key):
+            finished = job.reuse.find(stored, native, Path(tempfile.mkdtemp(dir=folder)))
     with clock.time("look", signature=key):
         tell("running samples in TensorFlow")
         seen = look(graph, native, recipe, reader)
-    with clock.time("build", signature=key):
-        plan, islands = settle(plan, Works(native, seen, recipe, judge, precision, folder, tell))
-    named = {f"TRTEngineOp_{index:03d}_{number:03d}": island for number, island in enumerate(islands)}
+    if finished is None:
+        works = Works(native, seen, recipe, pick_judge(), precision, folder, tell, job.cache)
+        finished = _finish(job, index, graph, works)
+    record = finished.record
     with clock.time("stitch", signature=key):
-        mode = _precision(island.shipped.precision for island in islands)
-        attributes = {"_precision_mode": _MODES[mode], "_profile_strategy": recipe.profile}
-        stitched = stitch_signature(graph, named, job.bundle_id, attributes) if named else None
-    record, files = _record(plan, named)
-    notes = (*seen.notes, *_calibration_notes(precision))
-    record = replace(record, tried=tuple(item.to_json() for item in precision.tried))
-    return Converted(record, stitched, files, notes, seen, precision)
+        attributes = {
+            "_precision_mode": MODES[loosest(island.precision for island in record.islands)],
+            "_profile_strategy": recipe.profile,
+        }
+        cuts = {island.name: _cut(island) for island in record.islands}
+        stitched = stitch_signature(graph, cuts, job.bundle_id, attributes) if cuts else None
+    origin = (finished.origin,) if finished.origin else ()
+    return Converted(record, stitched, finished.files, (*seen.notes, *finished.notes, *origin), seen, finished, stored)
+
+
+def _finish(job: _Job, index: int, graph: OpGraph, works: Works) -> Finished:
+    """Plan one signature, and make its islands."""
+    precision, key = works.precision, graph.source.signature.key
+    with job.clock.time("plan", signature=key):
+        plan = make_plan(graph, job.recipe, works.judge, job.mutable, works.folder, job.tell)
+    with job.clock.time("build", signature=key):
+        plan, islands = settle(plan, works)
+    named = {f"TRTEngineOp_{index:03d}_{number:03d}": island for number, island in enumerate(islands)}
+    record, files = record_of(plan, named)
+    direct = direct_call(graph, islands[0]) if len(islands) == 1 else None
+    record = replace(record, tried=tuple(item.to_json() for item in precision.tried), direct=direct)
+    notes, used = _calibration_notes(precision), frozenset(precision.used_patterns)
+    return Finished(record, files, notes, precision.table(), used)
+
+
+def _cut(island: IslandRecord) -> Cut:
+    names = (tuple(spec.name for spec in specs) for specs in (island.inputs, island.outputs))
+    return Cut(tuple(op for op, _ in island.ops), *names)
 
 
 def _calibration_notes(precision: PrecisionStage) -> tuple[str, ...]:
@@ -225,65 +286,6 @@ def _kept(source: Source, key: str, reason: str) -> Converted:
     return Converted(SignatureRecord(signature=signature, converted=False, reason=reason), None, {})
 
 
-def _record(plan: Plan, named: Mapping[str, Island]) -> tuple[SignatureRecord, dict[str, Path]]:
-    files: dict[str, Path] = {}
-    records = []
-    for name, island in named.items():
-        built = []
-        for item in island.built:
-            stored = f"{bundle.FOLDER}/islands/{name}{''.join(Path(item.file.name).suffixes)}"
-            files[stored] = item.file
-            data = item.file.with_name(item.file.name + bundle.WEIGHTS_SUFFIX)
-            if data.exists():
-                files[stored + bundle.WEIGHTS_SUFFIX] = data
-                onnxruntime.move_weights(item.file, Path(stored).name + bundle.WEIGHTS_SUFFIX)
-            profiles = tuple({"min": p.min, "opt": p.opt, "max": p.max, "values": p.values} for p in item.profiles)
-            built.append(
-                EngineRecord(
-                    kind=item.kind, file=stored, version=item.version, precision=item.precision, profiles=profiles
-                )
-            )
-        shipped, finding = island.shipped, island.shipped.finding
-        probe = f"{bundle.FOLDER}/islands/{name}.probe.npz" if finding.probe else ""
-        if finding.probe:
-            file = island.built[0].file.with_suffix(".probe.npz")
-            runtime.write_probe(file, finding.probe.inputs, finding.probe.outputs)
-            files[probe] = file
-        records.append(
-            IslandRecord(
-                name=name,
-                ops=tuple((op, plan.graph.ops[op].type) for op in island.ops),
-                inputs=_specs(plan, island.entering),
-                outputs=_specs(plan, island.leaving),
-                engines=tuple(built),
-                probe=probe,
-                finite_only=finding.finite_only,
-                precision=shipped.precision,
-                verified=f"{finding.compared} samples agree with TensorFlow" if finding.compared else "",
-                notes=shipped.notes,
-                layers=tuple((item.name, item.op, item.precision, item.reason) for item in shipped.layers),
-                accuracy=shipped.accuracy.to_json() if shipped.accuracy else None,
-            )
-        )
-    reasons = plan.reasons
-    ops = plan.graph.ops
-    left = tuple(
-        LeftOp(name=name, type=ops[name].type, reason=reason)
-        for name, reason in reasons.items()
-        if ops[name].type not in bundle.IDLE_OPS
-    )
-    total = sum(op.type not in bundle.IDLE_OPS for op in ops.values())
-    signature = plan.graph.source.signature
-    why = "" if records else "no island could be made; every op stays in TensorFlow"
-    return SignatureRecord(
-        signature=signature, converted=bool(records), reason=why, islands=tuple(records), left=left, ops_total=total
-    ), files
-
-
-def _specs(plan: Plan, tensors: tuple[str, ...]) -> tuple[TensorSpec, ...]:
-    return tuple(plan.graph.specs[tensor] for tensor in tensors)
-
-
 def _write(source: Source, folder: Path, done: list[Converted], bundle_id: str) -> tuple[str, ...]:
     for item in source.path.iterdir():
         if item.name in ("saved_model.pb", "saved_model.pbtxt", "fingerprint.pb", bundle.FOLDER):
@@ -302,7 +304,8 @@ def _write(source: Source, folder: Path, done: list[Converted], bundle_id: str) 
             install(meta_graph, converted.stitched, bundle_id)
         for stored, file in converted.files.items():
             shutil.move(file, folder / stored)
-    if tables := tables_in([item.precision for item in done if item.precision is not None]):
+    finished = [item.finished for item in done if item.finished is not None]
+    if tables := [item.table for item in finished if item.table is not None]:
         calibration.save(tables, folder / bundle.CALIBRATION)
     (folder / "saved_model.pb").write_bytes(proto.SerializeToString())
     return tuple(dict.fromkeys(note for item in done for note in item.notes))
@@ -316,9 +319,9 @@ def _manifest(source: Source, source_path: Path, job: _Job, done: list[Converted
         refimpl=__version__,
         versions=env.versions(),
         source_name=source_path.absolute().name,
-        source_sha256=tree_sha256(source.path),
+        source_sha256=source.sha256,
         tags=source.tags,
-        precision=_precision(e.precision for item in done for island in item.record.islands for e in island.engines),
+        precision=loosest(e.precision for item in done for island in item.record.islands for e in island.engines),
         judge=pick_judge().name,
         verified=recipe.verify,
         recipe=recipe.to_json(),
@@ -328,14 +331,6 @@ def _manifest(source: Source, source_path: Path, job: _Job, done: list[Converted
         if recipe.verify
         else (*notes, "UNVERIFIED: islands were not compared with TensorFlow (--no-verify)"),
     )
-
-
-_MODES = {"int8": "INT8", "bf16": "BF16", "fp16": "FP16", "half": "FP16", "quantized": "FP32", "fp32": "FP32"}
-
-
-def _precision(found: Iterable[str]) -> str:
-    """What the least precise engine computes in: a model that is float16 itself is no FP32 bundle."""
-    return loosest(found)
 
 
 def _check_engines(recipe: Recipe) -> None:

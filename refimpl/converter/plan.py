@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from refimpl.artifacts import Array, SignatureGraph
+from refimpl.cache import Cache
 from refimpl.converter import samples as sampling
 from refimpl.converter import verify
-from refimpl.converter.atoms import Atoms, lower_atoms
 from refimpl.converter.constants import assigned_variables, lowering_graph
+from refimpl.converter.drafts import Inspection
+from refimpl.converter.folding import fold
 from refimpl.converter.islands import Island, IslandMaker, Lowered, Rejection
-from refimpl.converter.judge import Judge, refused_ops
+from refimpl.converter.judge import Judge
 from refimpl.converter.load import signature_graph, suspect_variables
 from refimpl.converter.lower import OpGraph, leaving_tensors, op_graph
 from refimpl.converter.native import NativeGraph
@@ -43,7 +45,7 @@ class Plan:
     """Which ops go into which island, and why every other op stays; nothing built yet."""
 
     graph: OpGraph
-    atoms: Atoms
+    inspection: Inspection
     islands: tuple[tuple[str, ...], ...]
     refused: Mapping[str, str]  # ops that no island may hold
     left_out: Mapping[str, str]  # convertible ops that are in none all the same (too small, too many)
@@ -64,7 +66,7 @@ def signature_source(source: Source, key: str, mutable: frozenset[str]) -> tuple
     graph = signature_graph(source, key)
     frozen = [arg for arg in graph.args if arg.kind in ("variable", "value") and arg.tensor not in mutable]
     values = source.values(frozen)
-    return graph, op_graph(graph, lowering_graph(graph, values, frozenset(values)))
+    return graph, op_graph(graph, fold(lowering_graph(graph, values, frozenset(values))))
 
 
 def mutable_state(source: Source) -> frozenset[str]:
@@ -91,29 +93,32 @@ def _every_handle(source: Source, tensors: set[str]) -> frozenset[str]:
     return frozenset(tensors | {tensor for tensor, name in identity.items() if name in shared})
 
 
-def make_plan(graph: OpGraph, recipe: Recipe, judge: Judge, mutable: frozenset[str], tell: Tell) -> Plan:
-    """Decide what every op of a signature does: lower, judge, partition, until the judge takes every island."""
+def make_plan(graph: OpGraph, recipe: Recipe, judge: Judge, mutable: frozenset[str], folder: Path, tell: Tell) -> Plan:
+    """Decide what every op of a signature does: lower, judge, partition, until the judge takes every island.
+
+    Args:
+        graph: the signature.
+        recipe: the user's choices.
+        judge: what decides which islands an engine takes.
+        mutable: tensors of variables that some signature assigns.
+        folder: where what is lowered on the way is written.
+        tell: receives a line whenever a step begins.
+    """
     written = frozenset(arg.name for arg in graph.source.args if arg.tensor in mutable)
     tell("lowering to ONNX")
-    refusals = refuse_statically(graph, recipe.keep_in_tf, written)
+    refused = refuse_statically(graph, recipe.keep_in_tf, written)
     if recipe.op_set != "tensorrt":
-        refusals = {**refuse_like_tftrt(graph, recipe.op_set, recipe.precision), **refusals}
-    atoms = lower_atoms(graph, refusals)
-    refused = dict(atoms.refused)
+        refused = {**refuse_like_tftrt(graph, recipe.op_set, recipe.precision), **refused}
+    inspection = Inspection(graph, dict(refused), judge, folder)
     kinds = _kinds(graph, recipe)
-    accepted: set[tuple[str, ...]] = set()
     while True:
         tell(f"asking the {judge.name}")
         islands, _ = partition(graph.ops, refused, min_segment_size=1, max_engines=0, kinds=kinds)
         new: dict[str, str] = {}
         for ops in islands:
-            if ops not in accepted:
-                found = refused_ops(graph, atoms, judge, ops)
-                if not found:
-                    accepted.add(ops)
-                new.update(found)
+            new.update(inspection.refused_ops(ops))
         if not new:
-            return _plan(graph, atoms, refused, recipe)
+            return _plan(graph, inspection, refused, recipe)
         refused.update(spread_over_groups(graph, new))
 
 
@@ -122,7 +127,7 @@ def _kinds(graph: OpGraph, recipe: Recipe) -> dict[str, int]:
     return batches(graph) if recipe.op_set == "tf-trt-implicit" else {}
 
 
-def _plan(graph: OpGraph, atoms: Atoms, refused: Mapping[str, str], recipe: Recipe) -> Plan:
+def _plan(graph: OpGraph, inspection: Inspection, refused: Mapping[str, str], recipe: Recipe) -> Plan:
     islands, left_out = partition(
         graph.ops,
         refused,
@@ -130,16 +135,24 @@ def _plan(graph: OpGraph, atoms: Atoms, refused: Mapping[str, str], recipe: Reci
         max_engines=recipe.max_engines,
         kinds=_kinds(graph, recipe),
     )
-    return Plan(graph, atoms, islands, dict(refused), left_out)
+    return Plan(graph, inspection, islands, dict(refused), left_out)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Values at the cuts, from runs of the whole model in TensorFlow."""
+    """Samples that the whole model takes, and what TensorFlow made of them when it was asked.
+
+    Attributes:
+        samples: to verify islands with.
+        profile_samples: to take shapes from.
+        notes: sentences for the report.
+        outputs: sample -> the signature's output tensors and their values.
+    """
 
     samples: tuple[Sample, ...] = ()
     profile_samples: tuple[Sample, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    outputs: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
 
 
 def look(graph: OpGraph, native: NativeGraph, recipe: Recipe, given: SampleReader | None) -> Seen:
@@ -153,10 +166,12 @@ def look(graph: OpGraph, native: NativeGraph, recipe: Recipe, given: SampleReade
     """
     signature = graph.source.signature
     fed = {arg.key: f"{arg.name}:0" for arg in graph.source.args if arg.kind == "input"}
-    results = list(graph.source.results)
+    results = list(dict.fromkeys(graph.results))
+    outputs: dict[str, Mapping[str, Array]] = {}
 
     def run(sample: Sample) -> None:
-        native.run({fed[key]: value for key, value in sample.values.items()}, results)
+        values = native.run({fed[key]: value for key, value in sample.values.items()}, results)
+        outputs[sample.name] = dict(zip(results, values, strict=True))
 
     def accepts(sample: Sample) -> bool:
         try:
@@ -188,13 +203,13 @@ def look(graph: OpGraph, native: NativeGraph, recipe: Recipe, given: SampleReade
             samples.append(sample)
             if len(samples) == sampling.MAX_USER_SAMPLES:
                 break
-        return Seen(tuple(samples), tuple(samples))
+        return Seen(tuple(samples), tuple(samples), (), outputs)
     made = sampling.made_up(signature, shapes, accepts, max([2, *(len(item) for item in shapes.values())]))
     notes = () if made or not signature.inputs else (_NO_WHOLE_SAMPLE,)
     profile = made
     if made and not shapes and "tensorrt" in recipe.engines:
         profile = [*made, *_batched(signature.inputs, made[0], accepts)]
-    return Seen(tuple(made), tuple(profile), notes)
+    return Seen(tuple(made), tuple(profile), notes, outputs)
 
 
 def _batched(specs: Sequence[object], sample: Sample, accepts: Callable[[Sample], bool]) -> list[Sample]:
@@ -225,6 +240,7 @@ class Works:
     precision: PrecisionStage
     folder: Path
     tell: Tell
+    cache: Cache | None = None
 
 
 def settle(plan: Plan, works: Works) -> tuple[Plan, tuple[Island, ...]]:
@@ -256,8 +272,7 @@ def settle(plan: Plan, works: Works) -> tuple[Plan, tuple[Island, ...]]:
         if not new:
             return plan, tuple(made[ops] for ops in plan.islands)
         refused.update(spread_over_groups(graph, new))
-        plan = _plan(graph, plan.atoms, refused, works.recipe)
-        plan = _judged_again(plan, works.judge, works.recipe, refused, lowered)
+        plan = _judged_again(_plan(graph, plan.inspection, refused, works.recipe), works.recipe, refused, lowered)
 
 
 Result = TypeVar("Result", Lowered, Island)
@@ -273,33 +288,37 @@ def _kept(found: dict[tuple[str, ...], Result], ops: tuple[str, ...], result: Re
 
 def _maker(plan: Plan, works: Works) -> IslandMaker:
     graph, recipe, seen = plan.graph, works.recipe, works.seen
-    cuts = sorted(_cut_tensors(graph, plan.islands))
-    evidence = (
-        verify.evidence_of(graph, works.native, cuts, seen.samples) if recipe.verify or seen.profile_samples else []
-    )
-    shapes = verify.evidence_of(graph, works.native, cuts, seen.profile_samples) if "tensorrt" in recipe.engines else []
-    return IslandMaker(graph, works.native, evidence, shapes, recipe, works.folder)
+    entering, leaving = _cut_tensors(graph, plan.islands)
+    evidence: list[dict[str, Array]] = []
+    if recipe.verify or seen.profile_samples:
+        cuts = sorted(entering | leaving)
+        evidence = verify.evidence_of(graph, works.native, cuts, seen.samples, seen.outputs)
+    shapes: list[dict[str, Array]] = []
+    if "tensorrt" in recipe.engines:  # only what enters an engine has a profile
+        shapes = verify.evidence_of(graph, works.native, sorted(entering), seen.profile_samples, seen.outputs)
+    drafts = plan.inspection.drafts
+    return IslandMaker(graph, works.native, evidence, shapes, recipe, works.folder, drafts, works.cache)
 
 
-def _judged_again(
-    plan: Plan, judge: Judge, recipe: Recipe, refused: dict[str, str], made: Mapping[tuple[str, ...], Lowered]
-) -> Plan:
+def _judged_again(plan: Plan, recipe: Recipe, refused: dict[str, str], made: Mapping[tuple[str, ...], Lowered]) -> Plan:
     """A new cut makes new islands; the judge sees each of them before it is built."""
     while True:
         new: dict[str, str] = {}
         for ops in plan.islands:
             if ops not in made:
-                new.update(refused_ops(plan.graph, plan.atoms, judge, ops))
+                new.update(plan.inspection.refused_ops(ops))
         if not new:
             return plan
         refused.update(spread_over_groups(plan.graph, new))
-        plan = _plan(plan.graph, plan.atoms, refused, recipe)
+        plan = _plan(plan.graph, plan.inspection, refused, recipe)
 
 
-def _cut_tensors(graph: OpGraph, islands: Sequence[Sequence[str]]) -> set[str]:
-    cuts: set[str] = set()
+def _cut_tensors(graph: OpGraph, islands: Sequence[Sequence[str]]) -> tuple[set[str], set[str]]:
+    """Tensors that enter islands, and tensors that leave them."""
+    entering: set[str] = set()
+    leaving: set[str] = set()
     for ops in islands:
         inside = set(ops)
-        cuts.update(leaving_tensors(graph, inside))
-        cuts.update(t for name in ops for t in graph.ops[name].inputs if t.rsplit(":", 1)[0] not in inside)
-    return cuts
+        leaving.update(leaving_tensors(graph, inside))
+        entering.update(t for name in ops for t in graph.ops[name].inputs if t.rsplit(":", 1)[0] not in inside)
+    return entering, leaving

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -146,7 +147,61 @@ def _pick(shapes: Sequence[Sequence[int]] | None, variant: int) -> Sequence[int]
     return shapes[variant % len(shapes)] if shapes else None
 
 
-Given = str | Callable[[], Iterable[Mapping[str, Any]]] | Sequence[Mapping[str, Any]]
+Unwatched = str | Callable[[], Iterable[Mapping[str, Any]]] | Sequence[Mapping[str, Any]]
+
+
+class WatchedSamples:
+    """The user's samples, digested by content: a name says nothing of what a file or a function gives today.
+
+    Args:
+        given: where they come from. All of them are read once, one at a time.
+
+    Attributes:
+        changed: whether other ones came when they were read again.
+
+    Raises:
+        RecipeError: as :func:`user_samples`.
+        ValueError: one holds objects that are no arrays.
+    """
+
+    def __init__(self, given: Unwatched) -> None:
+        self.given = given
+        self.changed = False
+        self._digests = tuple(_content(values) for _, values in read_samples(given))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hexadecimal) of all samples in their order, labels and all."""
+        return hashlib.sha256("\n".join(self._digests).encode()).hexdigest()
+
+    def read(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The samples again, compared with what they were."""
+        count = 0
+        for name, values in read_samples(self.given):
+            if count >= len(self._digests) or _content(values) != self._digests[count]:
+                self.changed = True
+            count += 1
+            yield name, values
+        self.changed = self.changed or count != len(self._digests)
+
+
+def _content(values: Mapping[str, Any]) -> str:
+    total = hashlib.sha256()
+    for name in sorted(values):
+        array = np.asarray(values[name])
+        total.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
+        if array.dtype != object:
+            total.update(np.ascontiguousarray(array).tobytes())
+            continue
+        for item in array.reshape(-1).tolist():
+            if not isinstance(item, bytes | str):
+                raise ValueError(f"{name} holds {type(item).__name__}")
+            raw = item.encode() if isinstance(item, str) else item
+            total.update(f"{type(item).__name__} {len(raw)}\0".encode() + raw)
+    return total.hexdigest()
+
+
+Given = Unwatched | WatchedSamples
 
 
 def user_samples(where: Given, signature: Signature) -> Iterator[Sample]:
@@ -171,6 +226,8 @@ def user_samples(where: Given, signature: Signature) -> Iterator[Sample]:
 
 def given_name(where: Given) -> str:
     """How samples are called in messages and in the manifest."""
+    if isinstance(where, WatchedSamples):
+        return given_name(where.given)
     if isinstance(where, str):
         return where
     return f"samples from {getattr(where, '__qualname__', type(where).__name__)}"
@@ -182,7 +239,9 @@ def read_samples(where: Given) -> Iterable[tuple[str, Mapping[str, Any]]]:
         raise RecipeError(
             "samples can be read only once from a generator", hint="pass the function that makes it, without calling it"
         )
-    if not isinstance(where, str):
+    if isinstance(where, WatchedSamples):
+        yield from where.read()
+    elif not isinstance(where, str):
         yield from _yielded(given_name(where), where if callable(where) else lambda: where)
     else:
         yield from _read(where)

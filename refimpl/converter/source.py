@@ -6,6 +6,8 @@ Keras models whose Python objects no longer load are all the same here.
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,8 +18,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from refimpl import tf_private
-from refimpl.artifacts import Arg
+from refimpl import bundle, tf_private
+from refimpl.artifacts import Arg, SignatureGraph
 from refimpl.converter import graphdefs as gd
 from refimpl.errors import SourceError, first_line
 
@@ -44,9 +46,10 @@ class Source:
             node.attr["token"].s.startswith(b"refimpl.") for node in _all_nodes(self.meta_graph) if node.op == "PyFunc"
         ):
             raise SourceError(f"{path} is a bundle already", hint="convert the SavedModel that it was made from")
+        self.cut_out: dict[str, SignatureGraph] = {}  # by signature; see load.signature_graph
         self.graph = tf.Graph()
         with self.graph.as_default():
-            self.session = tf.compat.v1.Session(graph=self.graph, config=_session_config())
+            self.session: Any = tf.compat.v1.Session(graph=self.graph, config=_session_config())
             try:
                 tf.compat.v1.saved_model.load(self.session, list(self.tags), str(path))
             except (tf.errors.OpError, ValueError, KeyError, OSError, RuntimeError) as error:
@@ -65,7 +68,29 @@ class Source:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.session.close()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the session, and with it of the model's variables."""
+        if self.session is not None:
+            self.session.close()
+            self.session = None
+
+    @functools.cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 (hex) of the contents of every file of the model, by its path below it, in name order; read once."""
+        files = sorted(item for item in self.path.rglob("*") if item.is_file())
+        with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+            found = pool.map(bundle.file_sha256, files)
+            return {file.relative_to(self.path).as_posix(): digest for file, digest in zip(files, found, strict=True)}
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 (hex) over the names and contents of all files."""
+        total = hashlib.sha256()
+        for name, digest in self.digests.items():
+            total.update(f"{name}\0{digest}\n".encode())
+        return total.hexdigest()
 
     @property
     def signature_keys(self) -> tuple[str, ...]:
@@ -111,20 +136,6 @@ class Source:
         return {  # scalar strings come out as bare bytes
             name: np.asarray(value, dtype=object if isinstance(value, bytes) else None) for name, value in found.items()
         }
-
-
-def tree_sha256(path: Path) -> str:
-    """SHA-256 (hex) over the names and contents of every file below ``path``, in name order."""
-    total = hashlib.sha256()
-    for file in sorted(item for item in path.rglob("*") if item.is_file()):
-        with file.open("rb") as stream:
-            content = (
-                hashlib.file_digest(stream, "sha256")
-                if hasattr(hashlib, "file_digest")
-                else hashlib.sha256(stream.read())
-            )
-        total.update(f"{file.relative_to(path).as_posix()}\0{content.hexdigest()}\n".encode())
-    return total.hexdigest()
 
 
 def _read_proto(path: Path) -> Any:

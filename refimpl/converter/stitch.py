@@ -14,7 +14,6 @@ import tensorflow as tf
 
 from refimpl.artifacts import Arg
 from refimpl.converter import graphdefs as gd
-from refimpl.converter.islands import Island
 from refimpl.converter.lower import OpGraph
 from refimpl.runtime import TOKEN
 from refimpl.specs import Shape
@@ -22,6 +21,15 @@ from refimpl.specs import Shape
 ASSET_ARG = "refimpl_bundle"
 _STRING = tf.string.as_datatype_enum
 _BOOL = tf.bool.as_datatype_enum
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What the graph needs to know of an island: its ops, and the tensors that enter and leave it."""
+
+    ops: tuple[str, ...]
+    entering: tuple[str, ...]
+    leaving: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Stitched:
 
 
 def stitch_signature(
-    graph: OpGraph, islands: Mapping[str, Island], bundle_id: str, attributes: Mapping[str, str]
+    graph: OpGraph, islands: Mapping[str, Cut], bundle_id: str, attributes: Mapping[str, str]
 ) -> Stitched:
     """The stitched function of one signature.
 
@@ -87,7 +95,7 @@ class _Native:
 
 
 def _branches(
-    graph: OpGraph, name: str, island: Island, nodes: Mapping[str, gd.NodeDef]
+    graph: OpGraph, name: str, island: Cut, nodes: Mapping[str, gd.NodeDef]
 ) -> tuple[_Native, tuple[gd.FunctionDef, gd.FunctionDef]]:
     """The two branches behind an engine node: the original ops, and passing the engine's outputs on."""
     constant = graph.lowering.constant
@@ -159,7 +167,7 @@ def _branches(
 def _engine_nodes(
     graph: OpGraph,
     name: str,
-    island: Island,
+    island: Cut,
     native: _Native,
     bundle_id: str,
     attributes: Mapping[str, str],

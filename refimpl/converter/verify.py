@@ -58,15 +58,30 @@ class Finding:
 
 
 def evidence_of(
-    graph: OpGraph, native: NativeGraph, cuts: Sequence[str], whole: Sequence[Sample]
+    graph: OpGraph,
+    native: NativeGraph,
+    cuts: Sequence[str],
+    whole: Sequence[Sample],
+    known: Mapping[str, Mapping[str, Array]],
 ) -> list[dict[str, Array]]:
-    """The value of every cut tensor for every whole-model sample, one TensorFlow run per sample."""
+    """The value of every cut tensor for every whole-model sample, one TensorFlow run per sample at most.
+
+    Args:
+        graph: the signature.
+        native: its TensorFlow ops.
+        cuts: the tensors.
+        whole: the samples.
+        known: sample -> what TensorFlow has computed of it before; nothing is run for a sample of which all is known.
+    """
     fed = {arg.key: f"{arg.name}:0" for arg in graph.source.args if arg.kind == "input"}
     found = []
     for sample in whole:
         feeds = {fed[key]: value for key, value in sample.values.items()}
-        fetched = [tensor for tensor in cuts if tensor not in feeds]
-        found.append({**dict(zip(fetched, native.run(feeds, fetched), strict=True)), **feeds})
+        before = known.get(sample.name, {})
+        wanted = [tensor for tensor in cuts if tensor not in feeds]
+        if not set(wanted) <= before.keys():
+            before = dict(zip(wanted, native.run(feeds, wanted), strict=True))
+        found.append({**{tensor: before[tensor] for tensor in wanted}, **feeds})
     return found
 
 
@@ -83,11 +98,12 @@ def cut_probes(
     base = _draw_until_accepted(graph, native, entering, leaving, seen)
     if base is None:
         return []
-    zeros = [_filled(base, 0.0), _filled(base, -0.0)]
-    nonfinite = sampling.with_nonfinite(base, sampling.rng_for(*entering))
-    again = _redrawn(graph, base, entering)
-    runs = (_run(native, sample, entering, leaving) for sample in (base, *again, *zeros, *nonfinite))
-    return [made for made in runs if made is not None]
+    sample, first = base
+    zeros = [_filled(sample, 0.0), _filled(sample, -0.0)]
+    nonfinite = sampling.with_nonfinite(sample, sampling.rng_for(*entering))
+    again = _redrawn(graph, sample, entering)
+    runs = (_run(native, item, entering, leaving) for item in (*again, *zeros, *nonfinite))
+    return [first, *(made for made in runs if made is not None)]
 
 
 def _filled(base: Sample, number: float) -> Sample:
@@ -118,7 +134,8 @@ def _draw_until_accepted(
     entering: Sequence[str],
     leaving: Sequence[str],
     seen: Sequence[Mapping[str, Array]],
-) -> Sample | None:
+) -> tuple[Sample, Evidence] | None:
+    """The first draw that TensorFlow takes, and what it makes of it."""
     for variant in range(3):
         for kind in sampling.kinds():
             values = {}
@@ -127,8 +144,8 @@ def _draw_until_accepted(
                 shape = seen[0][tensor].shape if seen else sampling.guess_shape(spec, variant)
                 values[tensor] = sampling.draw(spec, shape, kind, sampling.rng_for(tensor, kind, variant))
             sample = Sample(f"drawn at the cut, integers {kind}", values)
-            if _run(native, sample, entering, leaving) is not None:
-                return sample
+            if (made := _run(native, sample, entering, leaving)) is not None:
+                return sample, made
         if seen:
             break
     return None

@@ -30,10 +30,18 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """What an engine build may depend on besides the island and its profiles."""
+    """What an engine build may depend on besides the island and its profiles.
+
+    Attributes:
+        tf32: round the operands of float32 products to TF32 on GPUs that can.
+        workspace_bytes: memory that may be used while building; 0 leaves the choice to the library.
+        timings: a file of what kernels cost on this GPU, read and written again where the library keeps such a thing
+            and the file's folder exists. It makes a build faster and allows nothing that is not allowed without.
+    """
 
     tf32: bool
     workspace_bytes: int
+    timings: Path | None = None
 
 
 class OpenEngine(Protocol):
@@ -67,8 +75,13 @@ class EngineKind(Protocol):
             UnsupportedError: the library is not installed.
         """
 
-    def open(self, path: Path) -> OpenEngine:
+    def open(self, path: Path, threads: int = 0) -> OpenEngine:
         """Load a stored engine.
+
+        Args:
+            path: its file.
+            threads: how many CPU threads may share one op's work; 0 lets the library choose. Engines that do not
+                compute on the CPU, or in one thread only, take no notice.
 
         Raises:
             RunError: it cannot be loaded here.

@@ -31,7 +31,7 @@ def build(model: Path, target: Path, profiles: Sequence[Profile], options: Build
         shutil.copyfile(model, target)
 
 
-def open(path: Path) -> NumpyEngine:  # noqa: A001  (the Protocol's name)
+def open(path: Path, threads: int = 0) -> NumpyEngine:  # noqa: A001  (the Protocol's name)
     return NumpyEngine(path)
 
 

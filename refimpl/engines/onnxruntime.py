@@ -43,8 +43,14 @@ def build(model: Path, target: Path, profiles: Sequence[Profile], options: Build
         shutil.copyfile(model, target)
 
 
-def open(path: Path) -> OrtEngine:  # noqa: A001  (the Protocol's name)
-    return OrtEngine(path, optimize=PLAIN not in path.name, spell_out=path.name.endswith(HALF_SUFFIX))
+def open(path: Path, threads: int = 0) -> OrtEngine:  # noqa: A001  (the Protocol's name)
+    spell_out = path.name.endswith(HALF_SUFFIX)
+    return OrtEngine(path, optimize=PLAIN not in path.name, spell_out=spell_out, threads=threads)
+
+
+def suffix(precision: str) -> str:
+    """The end of the name of an island's file that computes in this precision (a row of the tolerance table)."""
+    return HALF_SUFFIX if precision == "half" else SUFFIX
 
 
 def open_model(model: Any, beside: Path, *, optimize: bool = True) -> OrtEngine:
@@ -62,10 +68,16 @@ def open_model(model: Any, beside: Path, *, optimize: bool = True) -> OrtEngine:
 
 
 class OrtEngine:
-    """An ONNX Runtime session over one island."""
+    """An ONNX Runtime session over one island. It may run in many threads at once.
 
-    def __init__(self, path: Path, *, optimize: bool, spell_out: bool, model: Any = None) -> None:
+    ``InferenceSession.run`` copies nothing: inputs are read where they lie, and outputs are views of memory that
+    ONNX Runtime hands over. Binding inputs and outputs, or passing OrtValues, was measured and is slower from Python
+    (``tools/bench/running.py``).
+    """
+
+    def __init__(self, path: Path, *, optimize: bool, spell_out: bool, threads: int = 0, model: Any = None) -> None:
         options = session_options()
+        options.intra_op_num_threads = threads
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         # QuantizeLinear and DequantizeLinear as they stand: fused kernels saturate pairs of products on some CPUs.

@@ -10,6 +10,7 @@ import functools
 import importlib
 import json
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,6 +123,17 @@ def parser_refusals(model: bytes, path: str = "") -> tuple[tuple[Refusal, ...], 
     return tuple(found.values()), whole
 
 
+def parser_takes(model: Path) -> bool:
+    """Whether TensorRT's ONNX parser takes all of a stored model, its weights in it or in a file beside it.
+
+    The model is parsed in earnest, as it is for a build: nothing is predicted.
+    """
+    trt = _require()
+    log = _Log(trt)
+    network = _network(trt, trt.Builder(log.logger))
+    return bool(trt.OnnxParser(network, log.logger).parse_from_file(str(model)))
+
+
 def build(model: Path, target: Path, profiles: Sequence[Profile], options: BuildOptions) -> None:
     trt = _require()
     log = _Log(trt)
@@ -139,12 +151,29 @@ def build(model: Path, target: Path, profiles: Sequence[Profile], options: Build
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     for profile in dict.fromkeys(_without_data(network, profile) for profile in profiles):
         config.add_optimization_profile(_trt_profile(builder, network, profile))
+    timed = _with_timings(config, options.timings)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuildError(
             "; ".join(_shorten(message) for message in log.errors[-3:]) or "TensorRT built nothing and said nothing"
         )
     target.write_bytes(memoryview(plan))
+    if timed and options.timings is not None:
+        options.timings.write_bytes(memoryview(config.get_timing_cache().serialize()))
+
+
+def _with_timings(config: Any, file: Path | None) -> bool:
+    """Let the builder know what it has timed before; whether this library keeps timings at all.
+
+    TensorRT for RTX times nothing when it builds: there it is a DeprecationWarning that says so.
+    """
+    if file is None or not hasattr(config, "create_timing_cache"):
+        return False
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", DeprecationWarning)
+        known = config.create_timing_cache(file.read_bytes() if file.exists() else b"")
+        taken = config.set_timing_cache(known or config.create_timing_cache(b""), False)
+    return bool(taken) and not any(issubclass(item.category, DeprecationWarning) for item in said)
 
 
 def _without_data(network: Any, profile: Profile) -> Profile:
@@ -239,7 +268,7 @@ def _parse_errors(parser: Any) -> str:
     return "; ".join(f"{item.node_operator() or 'ONNX'}: {_shorten(item.desc())}" for item in errors) or "parser failed"
 
 
-def open(path: Path) -> TrtEngine:  # noqa: A001  (the Protocol's name)
+def open(path: Path, threads: int = 0) -> TrtEngine:  # noqa: A001  (the Protocol's name)
     return TrtEngine(path)
 
 

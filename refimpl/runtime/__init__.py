@@ -6,9 +6,10 @@ enough.
 
 from __future__ import annotations
 
+from refimpl.runtime.direct import direct_answer
 from refimpl.runtime.island import DISALLOWED, EMPTY, NATIVE, NOT_FINITE, IslandRun
 from refimpl.runtime.loaded import LoadedBundle, RunResult, load
-from refimpl.runtime.opened import TOKEN, BundleRuntime, IslandCall, call_engine, engines_off, forget
+from refimpl.runtime.opened import TOKEN, BundleRuntime, IslandCall, call_engine, engines_off, forget, runtime_of
 from refimpl.runtime.opened import open_bundles as _open_bundles
 from refimpl.runtime.opened import runtime_of as _runtime
 from refimpl.runtime.probes import read_probe, write_probe
@@ -27,9 +28,11 @@ __all__ = [
     "_open_bundles",
     "_runtime",
     "call_engine",
+    "direct_answer",
     "engines_off",
     "forget",
     "load",
     "read_probe",
+    "runtime_of",
     "write_probe",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from refimpl import tftrt_env
+from refimpl import cache, engine_cache, tftrt_env
 from refimpl.bundle import EngineRecord, IslandRecord
 from refimpl.engines import BuildOptions, OpenEngine, Profile, kind
 from refimpl.errors import BuildError, RefimplError, RunError, first_line
@@ -150,7 +150,10 @@ class GrowingEngine:
         profiles = self._wanted(inputs)
         with tempfile.TemporaryDirectory(prefix="refimpl-engine-") as folder:
             file = Path(folder) / f"{self._island.name}{module.SUFFIX}"
-            module.build(self._model, file, profiles, BuildOptions(recipe["tf32"], recipe["workspace_bytes"]))
+            options = BuildOptions(recipe["tf32"], recipe["workspace_bytes"])
+            label = {"island": self._island.name, "precision": self._precision}
+            store = cache.from_environment_if_usable()
+            engine_cache.build(store, module.NAME, self._model, file, profiles, options, label)
             engine = module.open(file)
         if self._reference is None:
             self._reference = kind("onnxruntime").open(self._model)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,9 +29,8 @@ _log = logging.getLogger("refimpl.runtime")
 _lock = threading.Lock()
 
 
-@dataclass(frozen=True, slots=True)
-class IslandRun:
-    """What ran an island in one call."""
+class IslandRun(NamedTuple):
+    """What ran an island in one call. A tuple, since every call counts one and a tuple's hash costs next to nothing."""
 
     island: str
     engine: str  # "tensorrt", "onnxruntime", "numpy", or "native" for TensorFlow itself
@@ -46,6 +44,7 @@ class Owner(Protocol):
     problem: str
     manifest: Manifest | None
     kinds: tuple[str, ...]
+    threads: int
     off: bool
 
     def count(self, run: IslandRun) -> None:
@@ -59,7 +58,7 @@ class IslandRuntime:
         self._owner = owner
         self._name = name
         self._lock = threading.Lock()
-        self._candidates: list[tuple[str, engines.OpenEngine]] | None = None
+        self._candidates: list[tuple[IslandRun, engines.OpenEngine]] | None = None
         self._problems: list[str] = []
         records = owner.manifest.islands if owner.manifest else ()
         self._record = next((record for record in records if record.name == name), None)
@@ -68,35 +67,45 @@ class IslandRuntime:
         """The outputs, or None when TensorFlow must run the native segment; either way it is counted."""
         if self._owner.off:
             return None
+        found = self.attempt(inputs)
+        if isinstance(found, str):
+            self._native(found)
+            return None
+        return found
+
+    def attempt(self, inputs: Sequence[Array]) -> list[Array] | str:
+        """The outputs, counted; or why TensorFlow must run the native segment, which is not: its node will say so."""
         record = self._record
         if record is None or self._owner.problem:
-            return self._native(self._owner.problem or f"the manifest knows no island {self._name}")
-        if any(array.size == 0 for array in inputs):
-            return self._native(EMPTY)
+            return self._owner.problem or f"the manifest knows no island {self._name}"
+        for array in inputs:
+            if not array.size:
+                return EMPTY
         if record.finite_only and any(map(has_nonfinite, inputs)):
-            return self._native(NOT_FINITE)
+            return NOT_FINITE
         reasons = []
-        for kind, engine in self._open(record):
+        for run, engine in self._candidates or self._open(record):
             try:
                 outputs = engine.run(inputs)
             except RunError as error:
-                reasons.append(f"{kind}: {error.message}")
+                reasons.append(f"{run.engine}: {error.message}")
                 continue
             if record.finite_only and any(map(has_nonfinite, outputs)):
-                return self._native(NOT_FINITE)
+                return NOT_FINITE
             if reasons:
                 _warn_once(
                     f"{self._owner.path}/{self._name}/{reasons}",
                     "refimpl: island %s: %s; %s runs instead",
                     self._name,
                     reasons[0],
-                    kind,
+                    run.engine,
                 )
-            self._owner.count(IslandRun(self._name, kind, ""))
+            self._owner.count(run)
             return outputs
-        return self._native("; ".join(reasons or self._problems) or "the bundle stores no engine for it")
+        return "; ".join(reasons or self._problems) or "the bundle stores no engine for it"
 
-    def _native(self, reason: str) -> list[Array] | None:
+    def _native(self, reason: str) -> None:
+        """Count that TensorFlow runs it, say why once, and raise where that is forbidden."""
         self._owner.count(IslandRun(self._name, NATIVE, reason))
         if self._owner.problem:
             _warn_once(f"{self._owner.path}/{reason}", "refimpl: TensorFlow runs all islands: %s", reason)
@@ -113,17 +122,17 @@ class IslandRuntime:
                 hint=f"it was forbidden by {tftrt_env.NATIVE}, and no engine ran: {reason}",
                 island=self._name,
             )
-        return None
 
-    def _open(self, record: IslandRecord) -> list[tuple[str, engines.OpenEngine]]:
+    def _open(self, record: IslandRecord) -> list[tuple[IslandRun, engines.OpenEngine]]:
         if self._candidates is None:
             with self._lock:
                 if self._candidates is None:
-                    self._candidates = list(self._opened(record))
-                    picked = ", ".join(kind for kind, _ in self._candidates) or NATIVE
+                    opened = self._opened(record)
+                    picked = ", ".join(kind for kind, _ in opened) or NATIVE
                     _log.info(
                         "island %s runs on %s%s", record.name, picked, "".join(f"; {item}" for item in self._problems)
                     )
+                    self._candidates = [(IslandRun(self._name, kind, ""), engine) for kind, engine in opened]
         return self._candidates
 
     def _opened(self, record: IslandRecord) -> list[tuple[str, engines.OpenEngine]]:
@@ -165,7 +174,7 @@ class IslandRuntime:
         grows = kind == "tensorrt" and self._may_build()
         try:
             if stored.file:
-                engine = engines.kind(kind).open(self._checked_engine(stored.file))
+                engine = self._checked_and_opened(kind, stored.file)
                 self._prove(record, stored.precision, engine)
         except RefimplError as error:
             if not grows:
@@ -181,6 +190,16 @@ class IslandRuntime:
 
     def _may_build(self) -> bool:
         return bool(self._owner.manifest and self._owner.manifest.recipe.get("build_at_runtime"))
+
+    def _checked_and_opened(self, kind: str, name: str) -> engines.OpenEngine:
+        """An engine whose file, and weights beside it, stayed the same from before the checksum until it was open."""
+        file = self._owner.path / name
+        watched = (file, file.with_name(file.name + bundle.WEIGHTS_SUFFIX))
+        before = [_state(item) for item in watched]
+        engine = engines.kind(kind).open(self._checked_engine(name), self._owner.threads)
+        if [_state(item) for item in watched] != before:
+            raise RunError(f"{file} was changed while it was opened")
+        return engine
 
     def _checked_engine(self, name: str) -> Path:
         """An engine's file and the weights that may lie beside it, their checksums compared."""
@@ -202,6 +221,15 @@ class IslandRuntime:
         for spec, want, got in zip(record.outputs, wanted, engine.run(inputs), strict=True):
             if why := disagreement(want, got, tolerance_for(precision, spec.dtype)):
                 raise RunError(f"its engine disagrees with TensorFlow on this machine: {why}")
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    """What changes when a file is written to or replaced; empty when there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 _warned: set[str] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ import numpy as np
 
 from refimpl import bundle, engines, env
 from refimpl.bundle import Manifest
-from refimpl.errors import RunError, SourceError, UnsupportedError, first_line
+from refimpl.errors import RecipeError, RunError, SourceError, UnsupportedError, first_line
+from refimpl.runtime.direct import direct_answer
 from refimpl.runtime.island import IslandRun
 from refimpl.runtime.opened import BundleRuntime, IslandCall, engines_off, runtime_of
 from refimpl.specs import Signature, TensorSpec
@@ -30,25 +32,81 @@ class RunResult:
 
 
 class LoadedBundle:
-    """A bundle ready to run; made by :func:`load`."""
+    """A bundle ready to run; made by :func:`load`. Its methods may be called from several threads at once."""
 
-    def __init__(self, path: Path, manifest: Manifest, engine_kinds: Sequence[str] | None) -> None:
-        import tensorflow as tf
-
+    def __init__(self, path: Path, manifest: Manifest, engine_kinds: Sequence[str] | None, threads: int = 0) -> None:
         self.path = path
         self.manifest = manifest
-        self.model = tf.saved_model.load(str(path), tags=list(manifest.tags) or None)
-        self._kinds = tuple(engine_kinds or engines.KINDS)
-        self._runtime = runtime_of(str(path / bundle.POINTER), manifest.bundle_id)
-        self._runtime.use(self._kinds)
+        self._kinds, self._threads = tuple(engine_kinds or engines.KINDS), threads
+        self._pointer = str(path / bundle.POINTER)
+        self._runtime = runtime_of(self._pointer, manifest.bundle_id)
+        self._runtime.use(self._kinds, threads)
+        self._signatures = {record.signature.key: record.signature for record in manifest.signatures}
+        self._direct = {
+            record.signature.key: direct_answer(record, self._current)
+            for record in manifest.signatures
+            if record.direct is not None
+        }
+        self._lock = threading.Lock()
+        self._model: Any = None if self._direct else self._load_model()
+
+    @property
+    def model(self) -> Any:
+        """What ``tf.saved_model.load`` gives. Where engines answer a whole signature, it is loaded when first needed.
+
+        Raises:
+            BundleError: a file of the SavedModel was changed since :func:`load` compared it.
+            UnsupportedError: TensorFlow is not installed.
+        """
+        if self._model is None:
+            with self._lock:
+                if self._model is None:
+                    for name in self.manifest.files:
+                        if not name.startswith(f"{bundle.FOLDER}/"):
+                            bundle.check_file(self.path, self.manifest, name)
+                    self._model = self._load_model()
+        return self._model
+
+    def _load_model(self) -> Any:
+        env.require_tensorflow()
+        import tensorflow as tf
+
+        return tf.saved_model.load(str(self.path), tags=list(self.manifest.tags) or None)
 
     @property
     def signatures(self) -> Mapping[str, Signature]:
         """Every signature by key, converted or not."""
-        return {record.signature.key: record.signature for record in self.manifest.signatures}
+        return self._signatures
+
+    def infer(self, inputs: Mapping[str, Any] | Any, signature: str = "") -> dict[str, Array]:
+        """The outputs by name, as fast as they can be had.
+
+        A signature that is one island is answered by its engine: TensorFlow takes no part, and is not even imported.
+        Where the engine cannot answer (an empty input, NaN where the island is for finite values, a failure), and for
+        every other signature, TensorFlow runs the graph. Use :meth:`run` to be told which.
+
+        Args:
+            inputs: as for :meth:`run`; or the array itself where the signature has one input.
+            signature: as for :meth:`run`.
+
+        Returns:
+            Arrays in the signature's order. They may be views of memory that an engine handed over.
+
+        Raises:
+            SourceError, RunError: as :meth:`run`.
+            BundleError, UnsupportedError: TensorFlow is needed, and cannot be had (see :attr:`model`).
+        """
+        spec = self.signature(signature)
+        arrays = _checked(inputs if isinstance(inputs, Mapping) else _only(inputs, spec), spec)
+        answer = self._direct.get(spec.key)
+        if answer is not None and (found := answer(arrays)) is not None:
+            return found
+        return self._tensorflow(arrays, spec)
 
     def run(self, inputs: Mapping[str, Any], signature: str = "") -> RunResult:
-        """Run one signature.
+        """Run one signature in TensorFlow, and say what ran each island.
+
+        Only one call of a bundle listens to its islands at a time; the others wait for it. :meth:`infer` never waits.
 
         Args:
             inputs: arrays by input name; dtypes and shapes as the signature says.
@@ -58,21 +116,23 @@ class LoadedBundle:
             SourceError: no such signature, or an input is missing, unknown, or of the wrong dtype or shape.
             RunError: TensorFlow fails on these inputs.
         """
+        spec = self.signature(signature)
+        arrays = _checked(inputs, spec)
+        with self._current().listening() as trace:
+            outputs = self._tensorflow(arrays, spec)
+        return RunResult(outputs, tuple(trace))
+
+    def _tensorflow(self, arrays: Mapping[str, Array], spec: Signature) -> dict[str, Array]:
+        function = self.model.signatures[spec.key]
         import tensorflow as tf
 
-        spec = self.signature(signature)
-        feeds = {item.name: tf.constant(_checked(item, inputs, spec), dtype=item.dtype) for item in spec.inputs}
-        if unknown := sorted(set(inputs) - set(feeds)):
-            raise SourceError(
-                f"unknown input {unknown[0]!r}", hint=f"inputs: {', '.join(feeds) or 'none'}", signature=spec.key
-            )
-        with self._current().listening() as trace:
-            try:
-                raw = self.model.signatures[spec.key](**feeds)
-            except tf.errors.OpError as error:
-                text = first_line(error)
-                raise RunError(f"TensorFlow fails on these inputs: {text}", signature=spec.key) from error
-        return RunResult({item.name: raw[item.name].numpy() for item in spec.outputs}, tuple(trace))
+        feeds = {item.name: tf.constant(arrays[item.name], dtype=item.dtype) for item in spec.inputs}
+        try:
+            raw = function(**feeds)
+        except tf.errors.OpError as error:
+            text = first_line(error)
+            raise RunError(f"TensorFlow fails on these inputs: {text}", signature=spec.key) from error
+        return {item.name: raw[item.name].numpy() for item in spec.outputs}
 
     def run_native(self, inputs: Mapping[str, Any], signature: str = "") -> RunResult:
         """As :meth:`run`, with every island in TensorFlow: what the model's own ops answer in this process.
@@ -92,9 +152,9 @@ class LoadedBundle:
 
     def _current(self) -> BundleRuntime:
         """What the engine nodes of the graph call: another one after :func:`forget`."""
-        found = runtime_of(str(self.path / bundle.POINTER), self.manifest.bundle_id)
+        found = runtime_of(self._pointer, self.manifest.bundle_id)
         if found is not self._runtime:
-            found.use(self._kinds)
+            found.use(self._kinds, self._threads)
             self._runtime = found
         return found
 
@@ -104,7 +164,7 @@ class LoadedBundle:
         Raises:
             SourceError: no such signature.
         """
-        known = self.signatures
+        known = self._signatures
         if not key:
             key = "serving_default" if "serving_default" in known or len(known) != 1 else next(iter(known))
         if key not in known:
@@ -114,32 +174,57 @@ class LoadedBundle:
         return known[key]
 
 
-def _checked(spec: TensorSpec, inputs: Mapping[str, Any], signature: Signature) -> Array:
+def _only(value: Any, signature: Signature) -> dict[str, Any]:
+    """The inputs of a signature that has one, from its value."""
+    if len(signature.inputs) != 1:
+        hint = "give a mapping of " + (", ".join(item.describe() for item in signature.inputs) or "nothing")
+        raise SourceError(f"it takes {len(signature.inputs)} inputs, not an array", hint=hint, signature=signature.key)
+    return {signature.inputs[0].name: value}
+
+
+def _checked(inputs: Mapping[str, Any], signature: Signature) -> dict[str, Array]:
+    """C-contiguous arrays of the right names, dtypes and shapes."""
+    arrays = {item.name: _fit(item, inputs, signature) for item in signature.inputs}
+    if len(inputs) != len(arrays):
+        unknown = min(set(inputs) - set(arrays))
+        hint = f"inputs: {', '.join(arrays) or 'none'}"
+        raise SourceError(f"unknown input {unknown!r}", hint=hint, signature=signature.key)
+    return arrays
+
+
+def _fit(spec: TensorSpec, inputs: Mapping[str, Any], signature: Signature) -> Array:
     if spec.name not in inputs:
         hint = "inputs: " + ", ".join(item.describe() for item in signature.inputs)
         raise SourceError(f"input {spec.name!r} is missing", hint=hint, signature=signature.key)
     try:
-        return spec.fit(inputs[spec.name])
+        return np.asarray(spec.fit(inputs[spec.name]), order="C")
     except ValueError as error:
         raise SourceError(f"input {error}", hint=f"expected {spec.describe()}", signature=signature.key) from None
 
 
-def load(path: str | os.PathLike[str], *, engines: Sequence[str] | None = None) -> LoadedBundle:
+def load(
+    path: str | os.PathLike[str], *, engines: Sequence[str] | None = None, intra_op_threads: int = 0
+) -> LoadedBundle:
     """Load a bundle, every file checked against its SHA-256 first.
 
     Args:
         path: the bundle's directory.
         engines: kinds of engines that may run, in order of preference; ``()`` or None means all of them. The choice
-            holds for this bundle in this process.
+            holds for this bundle in this process, as does the next.
+        intra_op_threads: how many CPU threads may share one op of an engine; 0 leaves it to ONNX Runtime, which takes
+            one for each core. TensorFlow's own threads are set with ``tf.config.threading``.
 
     Raises:
         BundleError: not a bundle, damaged, or of a newer format.
-        UnsupportedError: an unknown kind of engine, or TensorFlow is not installed.
+        RecipeError: ``intra_op_threads`` is no number of threads.
+        UnsupportedError: an unknown kind of engine, or TensorFlow is not installed and no engine answers a signature.
     """
     for kind in engines or ():
         if kind not in ("tensorrt", "onnxruntime", "numpy"):
             raise UnsupportedError(f"engine {kind!r} is not known", hint="choose from tensorrt, onnxruntime, numpy")
+    if isinstance(intra_op_threads, bool) or not isinstance(intra_op_threads, int) or intra_op_threads < 0:
+        raise RecipeError(
+            f"intra_op_threads is {intra_op_threads!r}", hint="give a number of threads; 0 takes one for each core"
+        )
     folder = Path(path).absolute()
-    manifest = bundle.read(folder)
-    env.require_tensorflow()
-    return LoadedBundle(folder, manifest, engines)
+    return LoadedBundle(folder, bundle.read(folder), engines, intra_op_threads)

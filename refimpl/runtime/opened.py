@@ -47,18 +47,17 @@ def call_engine(asset: bytes, island: bytes, bundle_id: bytes, dtypes: bytes, *i
         inputs: the island's inputs.
 
     Returns:
-        A bool scalar, True when an engine ran, and the island's outputs, or empty arrays when the native segment must.
+        Arrays: a bool scalar, True when an engine ran, and the island's outputs, or empty arrays when the native
+        segment must. Neither TensorFlow nor ONNX Runtime copies an array on its way here and back.
     """
     arrays = [np.asarray(value) for value in inputs]  # TensorFlow hands scalars over as NumPy scalars
     owner, name = runtime_of(asset.decode(), bundle_id.decode()), island.decode()
     outputs = owner.island(name).call(arrays)
     owner.keep(name, arrays, outputs)
     if outputs is None:
-        return [
-            np.False_,
-            *(np.zeros((0,), TensorSpec("", name, ()).numpy_dtype()) for name in dtypes.decode().split(",")),
-        ]
-    return [np.True_, *outputs]
+        empty = [np.zeros((0,), TensorSpec("", name, ()).numpy_dtype()) for name in dtypes.decode().split(",")]
+        return [np.array(False), *empty]
+    return [np.array(True), *outputs]
 
 
 def runtime_of(asset: str, bundle_id: str) -> BundleRuntime:
@@ -94,11 +93,12 @@ class BundleRuntime:
         self._lock = threading.Lock()
         self._listener = threading.Lock()
         self.kinds: tuple[str, ...] = engines.KINDS
+        self.threads = 0
 
-    def use(self, kinds: Sequence[str]) -> None:
-        """Allow only these kinds of engines, in this order; engines already open are closed."""
+    def use(self, kinds: Sequence[str], threads: int = 0) -> None:
+        """Allow only these kinds of engines, in this order, with so many CPU threads; open engines are closed."""
         with self._lock:
-            self.kinds = tuple(kinds)
+            self.kinds, self.threads = tuple(kinds), threads
             self._islands.clear()
 
     def island(self, name: str) -> IslandRuntime:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tensorflow.core.protobuf import saved_model_pb2
 
-from refimpl import bundle, runtime, tftrt_env
+from refimpl import bundle, cache, engine_cache, runtime, tftrt_env
 from refimpl.bundle import EngineRecord, IslandRecord, Manifest
 from refimpl.engines import BuildOptions, OpenEngine, Profile, onnxruntime, tensorrt
 from refimpl.errors import BuildError, RecipeError, RunError
@@ -123,7 +123,8 @@ class Builder:
         return manifest, failures
 
     def _with_engine(self, island: IslandRecord) -> IslandRecord:
-        recipe = bundle.read(self.folder, check_files=False).recipe
+        manifest = bundle.read(self.folder, check_files=False)
+        recipe = manifest.recipe
         if not all(island.name in item for item in (*self.seen, *self.probes)):
             raise BuildError("this model does not show what enters its islands")
         names = [spec.name for spec in island.inputs]
@@ -140,7 +141,9 @@ class Builder:
             return _with_engine(island, record)
         stored = next(engine.file for engine in island.engines if engine.kind == "onnxruntime")
         file = f"{bundle.FOLDER}/islands/{island.name}{tensorrt.SUFFIX}"
-        tensorrt.build(self.folder / stored, self.folder / file, profiles, self.options)
+        label = {"model": manifest.source_name, "island": island.name, "precision": island.precision}
+        store = cache.from_environment_if_usable()
+        engine_cache.build(store, _KIND, self.folder / stored, self.folder / file, profiles, self.options, label)
         precision = "tf32" if self.options.tf32 and island.precision == "fp32" else island.precision
         if island.probe:
             self._renew_probe(island, profiles, onnxruntime.open(self.folder / stored))

@@ -13,13 +13,13 @@ LAYER = {
     "errors": 0,
     "accuracy": 1, "specs": 1, "tolerance": 1, "env": 1, "gpus": 1, "npz": 1, "user_code": 1,
     "recipe": 2, "artifacts": 2, "calibration": 2, "metrics": 2, "numerics": 2,
-    "engines": 3, "tf_private": 3, "tftrt_env": 3,
-    "bundle": 4, "profiles": 4,
+    "cache": 2, "engines": 3, "tf_private": 3, "tftrt_env": 3,
+    "bundle": 4, "engine_cache": 4, "profiles": 4,
     "runtime": 5,
     "converter": 6, "oracle": 6, "report": 6, "doctor": 6, "hook": 6, "exporter": 6,
     "export_extras": 7, "polygraphy_runners": 7,
     "api": 8, "cli_record": 8,
-    "trt_convert": 9, "cli_bisect": 9, "cli_calibration": 9, "cli_convert": 9, "cli_check": 9,
+    "trt_convert": 9, "cli_bisect": 9, "cli_cache": 9, "cli_calibration": 9, "cli_convert": 9, "cli_check": 9,
     "cli_export": 10,
     "cli": 11,
 }  # fmt: skip
@@ -46,6 +46,7 @@ ROOMS = {
     "click": [
         "cli.py",
         "cli_bisect.py",
+        "cli_cache.py",
         "cli_calibration.py",
         "cli_convert.py",
         "cli_export.py",
@@ -56,6 +57,7 @@ ROOMS = {
     "rich": [
         "cli.py",
         "cli_bisect.py",
+        "cli_cache.py",
         "cli_calibration.py",
         "cli_convert.py",
         "cli_check.py",

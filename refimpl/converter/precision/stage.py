@@ -8,7 +8,7 @@ back is what ships when the one before it cannot be built.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -300,20 +300,19 @@ def _as_lowered(island: Lowered, *notes: str) -> Shipped:
     return Shipped(island.model, island.precision, island.finding, (*island.notes, *notes))
 
 
-def tables_in(stages: Sequence[PrecisionStage]) -> tuple[CalibrationTable, ...]:
-    """The calibration tables of some signatures, those without one left out."""
-    return tuple(table for stage in stages if (table := stage.table()) is not None)
-
-
-def check_patterns(recipe: Recipe, stages: Sequence[PrecisionStage]) -> None:
+def check_patterns(recipe: Recipe, used: Iterable[str]) -> None:
     """Make sure that every ``keep_fp32`` pattern named a layer somewhere.
+
+    Args:
+        recipe: the user's choices.
+        used: the patterns that did.
 
     Raises:
         RecipeError: one named nothing.
     """
-    used: set[str] = set().union(*(stage.used_patterns for stage in stages)) if stages else set()
+    found = set(used)
     for pattern in recipe.keep_fp32:
-        if pattern not in used and recipe.precision != "fp32":
+        if pattern not in found and recipe.precision != "fp32":
             raise RecipeError(
                 f"--keep-fp32 {pattern!r} names no layer of an island",
                 hint="give an op type or a node name (patterns such as '*conv1*'); refimpl inspect --json lists them",

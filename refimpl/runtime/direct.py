@@ -1,0 +1,36 @@
+"""A signature that is one island, answered by the island's engine alone: TensorFlow takes no part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from refimpl.bundle import SignatureRecord
+from refimpl.runtime.opened import BundleRuntime
+
+Array = np.ndarray[Any, Any]
+Answer = Callable[[Mapping[str, Array]], "dict[str, Array] | None"]
+
+
+def direct_answer(record: SignatureRecord, owner: Callable[[], BundleRuntime]) -> Answer:
+    """A function from the inputs of a signature to its outputs, or to None when TensorFlow must run.
+
+    Args:
+        record: a signature with ``direct``.
+        owner: gives the bundle's engines; asked at every call, since they may be closed and opened meanwhile.
+    """
+    assert record.direct is not None
+    (name,) = (item.name for item in record.islands)
+    takes, gives = record.direct.inputs, record.direct.outputs
+    outputs = [(spec.name, index) for spec, index in zip(record.signature.outputs, gives, strict=True)]
+
+    def answer(inputs: Mapping[str, Array]) -> dict[str, Array] | None:
+        runtime = owner()
+        if runtime.off:
+            return None
+        found = runtime.island(name).attempt([inputs[key] for key in takes])
+        return None if isinstance(found, str) else {key: found[index] for key, index in outputs}
+
+    return answer

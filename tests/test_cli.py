@@ -14,6 +14,7 @@ from onnx import numpy_helper
 
 import refimpl
 from refimpl import bundle, calibration, doctor, exporter, oracle, runtime
+from refimpl.cache import Cache
 from refimpl.cli import group
 from refimpl.converter import pipeline
 from refimpl.oracle import bisect as bisecting
@@ -31,7 +32,9 @@ from tests.bundles import (
 from tests.models import saved_model
 
 NAME = "odd_ops"
-COMMANDS = ("convert", "explain", "inspect", "run", "record", "check", "bisect", "export", "calibration", "doctor")
+COMMANDS = (
+    "convert", "explain", "inspect", "run", "record", "check", "bisect", "export", "calibration", "cache", "doctor",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -98,6 +101,7 @@ WRONG = {
     "run": ["run", "no/such/bundle", "--inputs", "random"],
     "record": ["record", "no/such/model", "g"],
     "check": ["check", "no/such/bundle", "no/such/golden"],
+    "cache": ["cache", "show", "no/such/cache"],
     "bisect": ["bisect", "no/such/bundle", "no/such/golden"],
 }
 
@@ -147,6 +151,7 @@ BUGS = {
     "bisect": (bisecting, "bisect"),
     "export": (exporter, "export_bundle"),
     "calibration": (calibration, "load"),
+    "cache": (Cache, "entries"),
     "doctor": (doctor, "examine"),
 }
 

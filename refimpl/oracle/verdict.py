@@ -147,12 +147,25 @@ class Verdict:
         return any(case.accelerated for case in self.cases)
 
     @property
+    def unseen(self) -> dict[tuple[str, str], str]:
+        """Islands, by signature and name, that TensorFlow ran for in every case, and why: nobody saw their engines.
+
+        Each time for a documented reason, so that every case is a match; but an engine that gives nothing but NaN, or
+        golden inputs that reach an island with nothing else, would hide behind that for good.
+        """
+        runs = [(case.signature, island) for case in self.judged for island in case.islands]
+        seen = {(signature, island.island) for signature, island in runs if island.engine != NATIVE}
+        return {(key, run.island): run.reason for key, run in runs if run.expected and (key, run.island) not in seen}
+
+    @property
     def outcome(self) -> Outcome:
-        """The worst case; ``match-nothing-accelerated`` when all match and no engine ran anywhere."""
+        """The worst case; a fallback when an island ran in no engine; of all matches, whether any engine ran."""
         worst = max((case.outcome for case in self.judged), key=SEVERITY.index, default=Outcome.NOT_RUN)
         if worst not in MATCHES:
             return worst
-        return Outcome.MATCH if self.accelerated or self.reference else Outcome.MATCH_NOTHING_ACCELERATED
+        if not self.accelerated and not self.reference:
+            return Outcome.MATCH_NOTHING_ACCELERATED
+        return Outcome.FALLBACK_USED if self.unseen else Outcome.MATCH
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -166,6 +179,11 @@ class Verdict:
         wants_engine = not self.allow_unaccelerated and not self.reference
         if not self.accelerated and wants_engine and not problems:
             problems.append("the outputs match, but no engine ran: nothing was accelerated")
+        if self.accelerated and not self.allow_fallback and not problems:
+            problems += [
+                f"{key}: island {name} ran in no engine in any case ({why}): it was not judged"
+                for (key, name), why in self.unseen.items()
+            ]
         if self.task is not None and self.task.problem:
             problems.append(self.task.problem)
         return tuple(problems)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -76,8 +77,13 @@ def unguard(path: Path) -> None:
 
 def node_of(model: onnx.ModelProto, ending: str) -> onnx.NodeProto:
     """The one node whose name is this, or ends so after a slash."""
-    (found,) = [node for node in model.graph.node if node.name == ending or node.name.endswith(f"/{ending}")]
-    return found
+    exact = [(node.name, node) for node in model.graph.node]
+    counted = [(re.sub(r"__\d+$", "", name), node) for name, node in exact]  # the numbers are a counter's
+    for names in (exact, counted):
+        if found := [node for name, node in names if name == ending or name.endswith(f"/{ending}")]:
+            break
+    assert len(found) == 1, [node.name for node in found]
+    return found[0]
 
 
 def operand(ending: str, index: int, change: Change) -> Edit:

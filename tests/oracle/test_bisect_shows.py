@@ -87,7 +87,7 @@ FAULTS = [
     Fault(
         "off-by-half resize",
         CNN,
-        attribute("Resize__118", coordinate_transformation_mode="asymmetric"),
+        attribute("Resize", coordinate_transformation_mode="asymmetric"),
         "resize/ResizeBilinear",
         ("ResizeBilinear",),
     ),
@@ -129,13 +129,13 @@ FAULTS = [
     Fault(
         "square left out",
         BERT,
-        instead("layer_normalization_3_1/moments/SquaredDifference__176", "Max"),
+        instead("layer_normalization_3_1/moments/SquaredDifference", "Max"),
         "layer_normalization_3_1/moments/SquaredDifference",
         ("SquaredDifference",),
     ),
-    Fault("LSTM: scaled input weights", LSTM, operand("LSTM__37", 1, scaled(1.1)), "lstm_1/while", LOOP),
-    Fault("LSTM: a gate without its past", LSTM, operand("LSTM__37", 2, gate_off), "lstm_1/while", LOOP),
-    Fault("LSTM: wrong bias", LSTM, operand("LSTM__37", 3, shifted(0.1)), "lstm_1/while", LOOP),
+    Fault("LSTM: scaled input weights", LSTM, operand("LSTM", 1, scaled(1.1)), "lstm_1/while", LOOP),
+    Fault("LSTM: a gate without its past", LSTM, operand("LSTM", 2, gate_off), "lstm_1/while", LOOP),
+    Fault("LSTM: wrong bias", LSTM, operand("LSTM", 3, shifted(0.1)), "lstm_1/while", LOOP),
     Fault(
         "rows of a weight in reverse",
         LSTM,

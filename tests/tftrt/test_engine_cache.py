@@ -130,7 +130,7 @@ def test_values_that_are_shapes_must_fit_too():
 class FakeEngine:
     """What ``tensorrt.open`` gives: refuses shapes outside its profiles."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, threads: int = 0) -> None:
         data = json.loads(path.read_text())
         self.profiles = [
             Profile(*(tuple(tuple(shape) for shape in item[key]) for key in ("min", "opt", "max")))
@@ -291,7 +291,7 @@ def test_an_engine_built_here_that_is_wrong_is_not_used(machine, tmp_path):
 def test_an_engine_of_another_machine_is_built_anew_for_the_same_shapes(machine, tmp_path, monkeypatch):
     folder = saved(tmp_path, 2, 4)
 
-    def refuse(path):
+    def refuse(path, threads=0):
         if path.name.startswith("trt-serialized-engine"):
             raise RunError("built for another GPU")
         return FakeEngine(path)
@@ -307,7 +307,7 @@ def test_an_engine_of_another_machine_is_built_anew_for_the_same_shapes(machine,
 def test_an_engine_of_another_machine_is_not_built_anew_without_permission(machine, tmp_path, monkeypatch):
     folder = saved(tmp_path, 2, allow_build_at_runtime=False)
 
-    def refuse(path):
+    def refuse(path, threads=0):
         raise RunError("built for another GPU")
 
     monkeypatch.setattr(tensorrt, "open", refuse)

@@ -82,7 +82,9 @@ def _renamed(node: gd.NodeDef, name: str) -> gd.NodeDef:
 def _computed(lowering: LoweringGraph, names: Sequence[str]) -> dict[str, Array]:
     """The values of constants that are computed, all in one run; those that cannot or should not be are left out."""
     nodes = {node.name: node for name in lowering.constant for node in lowering.bodies.get(name, ())}
-    wanted = [name for name in names if _foldable(nodes, name)]
+    # By the ops as the model has them: their bodies are spelled out.
+    fake = frozenset(node.name for node in lowering.order if node.op in FAKE_QUANT)
+    wanted = [name for name in names if _foldable(nodes, name, fake)]
     kept = [nodes[name] for name in gd.reachable(nodes, wanted)]
     graph_def = gd.new_graph_def(node=kept, versions=lowering.versions)
     graph_def.library.function.extend(gd.functions_of(kept, lowering.library).values())
@@ -103,13 +105,13 @@ def _computed(lowering: LoweringGraph, names: Sequence[str]) -> dict[str, Array]
     return {name: np.asarray(value) for name, value in zip(fetches, values, strict=True)}
 
 
-def _foldable(nodes: Mapping[str, gd.NodeDef], name: str) -> bool:
+def _foldable(nodes: Mapping[str, gd.NodeDef], name: str, fake: frozenset[str]) -> bool:
     """Whether TensorFlow can be asked for a constant: one output, of numbers, and no fake quantization behind it."""
     dtypes = gd.output_dtypes(nodes[name])
     kinds = [tf.as_dtype(dtype) for dtype in dtypes]
     if len(kinds) != 1 or not (kinds[0].is_floating or kinds[0].is_integer or kinds[0].is_bool):
         return False
-    return not any(nodes[item].op in FAKE_QUANT for item in gd.reachable(nodes, [name]))
+    return fake.isdisjoint(gd.reachable(nodes, [name]))
 
 
 def _grows(graph: tf.Graph, nodes: Mapping[str, gd.NodeDef], name: str) -> bool:

@@ -22,6 +22,9 @@ _PROVIDERS = ("CPUExecutionProvider",)
 # Of a model with Q/DQ in it, the first would quantize biases to int32, which TensorRT refuses, and the second would
 # copy pairs across transposes and pools.
 _NOT_BASIC = ("WeightBiasQuantization", "QDQPropagationTransformer")
+# Idle threads of ONNX Runtime spin for milliseconds, also after a run, on cores that TensorFlow or another thread's run
+# then lacks. A short spin still bridges the gaps between ops. No answer depends on it.
+_SPINNING = {"session.intra_op.spin_duration_us": "50", "session.force_spinning_stop": "1"}
 EXTERNAL_BYTES = 1 << 30  # a protobuf ends at 2 GiB; above this, weights go to a file beside the model
 
 
@@ -78,6 +81,8 @@ class OrtEngine:
     def __init__(self, path: Path, *, optimize: bool, spell_out: bool, threads: int = 0, model: Any = None) -> None:
         options = session_options()
         options.intra_op_num_threads = threads
+        for key, value in _SPINNING.items():
+            options.add_session_config_entry(key, value)
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         # QuantizeLinear and DequantizeLinear as they stand: fused kernels saturate pairs of products on some CPUs.

@@ -131,7 +131,6 @@ class FakeEngine:
     """What ``tensorrt.open`` gives: refuses shapes outside its profiles."""
 
     def __init__(self, path: Path, threads: int = 0) -> None:
-        del threads
         data = json.loads(path.read_text())
         self.profiles = [
             Profile(*(tuple(tuple(shape) for shape in item[key]) for key in ("min", "opt", "max")))

@@ -270,9 +270,9 @@ class IslandMaker:
             raise BuildError("no shapes are known for its inputs")
         profiles = profiles_for(self._recipe.profile, specs, seen)
         target = model.with_name(f"{model.name.split('.')[0]}{module.SUFFIX}")
-        module.build(model, target, profiles, BuildOptions(self._recipe.tf32, self._recipe.workspace_bytes))
-        rounded = "tf32" if self._recipe.tf32 and precision == "fp32" else precision
-        return Built(kind, target, module.version(), rounded, profiles)
+        tf32 = self._recipe.tf32 and precision != "fp32"  # not where an island does not stand it
+        module.build(model, target, profiles, BuildOptions(tf32, self._recipe.workspace_bytes))
+        return Built(kind, target, module.version(), precision, profiles)
 
     def _problem_of(self, ops: Sequence[str]) -> str:
         _, entering, leaving = lower.subgraph_nodes(self._graph, ops, marked=False)

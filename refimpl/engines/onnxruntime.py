@@ -44,7 +44,9 @@ def build(model: Path, target: Path, profiles: Sequence[Profile], options: Build
 
 
 def open(path: Path) -> OrtEngine:  # noqa: A001  (the Protocol's name)
-    return OrtEngine(path, optimize=PLAIN not in path.name, spell_out=path.name.endswith(HALF_SUFFIX))
+    return OrtEngine(
+        path, optimize=PLAIN not in path.name, spell_out=path.name.endswith(HALF_SUFFIX) or rounding.TF32 in path.name
+    )
 
 
 class OrtEngine:
@@ -62,7 +64,9 @@ class OrtEngine:
                 options.add_session_config_entry(
                     "session.model_external_initializers_file_folder_path", str(path.parent)
                 )
-                model = rounding.spelled_out(onnx.load(path, load_external_data=False)).SerializeToString()
+                model = rounding.spelled_out(
+                    onnx.load(path, load_external_data=False), tf32=rounding.TF32 in path.name
+                ).SerializeToString()
             self._session = ort.InferenceSession(model, options, providers=list(_PROVIDERS))
         except Exception as error:  # its exceptions share no base class with a public name
             raise RunError(f"ONNX Runtime cannot load {path.name}: {first_line(error)}") from error

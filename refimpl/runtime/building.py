@@ -148,9 +148,10 @@ class GrowingEngine:
         module = kind("tensorrt")
         recipe = self._recipe
         profiles = self._wanted(inputs)
+        tf32 = recipe["tf32"] and self._precision != "fp32"  # not where the island does not stand it
         with tempfile.TemporaryDirectory(prefix="refimpl-engine-") as folder:
             file = Path(folder) / f"{self._island.name}{module.SUFFIX}"
-            module.build(self._model, file, profiles, BuildOptions(recipe["tf32"], recipe["workspace_bytes"]))
+            module.build(self._model, file, profiles, BuildOptions(tf32, recipe["workspace_bytes"]))
             engine = module.open(file)
         if self._reference is None:
             self._reference = kind("onnxruntime").open(self._model)

@@ -32,7 +32,7 @@ Tell = Callable[[str], None]
 _IDLE = frozenset("Relu LeakyRelu Clip MaxPool Transpose Reshape Concat Split Slice Squeeze Unsqueeze Identity".split())
 # The embedded engine may use up half of a tolerance. The other half is for the GPU, which sums in another order and in
 # other widths: an island that only just agrees here was seen to disagree, only just, on an H100.
-_OURS = 0.5
+OURS = 0.5
 _SENSITIVE = "{precision} of it alone costs the island a relative error of {error:.2g}"
 
 
@@ -189,7 +189,7 @@ class Refiner:
             return Finding(finite_only=True), Accuracy(float("nan"), float("nan"))
         recorder = _Recorder(engine)
         task = self._task
-        finding = verify.judge_engine(recorder, task.evidence, task.leaving, precision, task.ops, _OURS)
+        finding = verify.judge_engine(recorder, task.evidence, task.leaving, precision, task.ops, OURS)
         if finding.problem:
             self._disagreed = max(len(recorder.outputs) - 1, 0)
         pairs = zip(task.evidence, recorder.outputs, strict=False)  # it stops at the first that disagrees

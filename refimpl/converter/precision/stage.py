@@ -20,6 +20,7 @@ from refimpl.converter.fake_quant_exact import TYPES as FAKE_QUANT
 from refimpl.converter.islands import Lowered, Shipped
 from refimpl.converter.lower import OpGraph
 from refimpl.converter.native import NativeGraph
+from refimpl.converter.precision import tf32
 from refimpl.converter.precision.assigned import matching, tf_op_of
 from refimpl.converter.precision.calibrate import warnings_of
 from refimpl.converter.precision.choose import Chooser, Option, Tried
@@ -31,6 +32,7 @@ from refimpl.converter.precision.rewrite import Lift, Ranges
 from refimpl.converter.precision.watch import Prepared, prepare, typical, watch
 from refimpl.converter.samples import Sample
 from refimpl.engines import onnxruntime
+from refimpl.engines.rounding import TF32
 from refimpl.errors import RecipeError
 from refimpl.recipe import Recipe
 
@@ -126,13 +128,13 @@ class PrecisionStage:
             quantized: lowers an island's own fake quantization as Q/DQ.
         """
         if self.recipe.precision == "fp32":
-            return [iter([_as_lowered(island)]) for island in islands]
+            return [self._as_it_is(island) for island in islands]
         prepared = [None if island.precision == "half" else self._prepare(island) for island in islands]
         ready = [item for item in prepared if item is not None]
         self._batches = watch(ready, self.graph, self.native, self.samples, self.tell)
         chosen = self._choose(ready) if self.recipe.precision == "auto" and ready else {}
         return [
-            iter([_as_lowered(island, _OWN_HALF)]) if item is None else self._forms(item, quantized, chosen)
+            self._as_it_is(island, _OWN_HALF) if item is None else self._forms(item, quantized, chosen)
             for island, item in zip(islands, prepared, strict=True)
         ]
 
@@ -210,7 +212,17 @@ class PrecisionStage:
                 item.notes = (*item.notes, f"not in {precision}: {refined.finding.problem}")
             else:
                 yield _shipped(refined, item)
-        yield _as_lowered(item.lowered, *item.notes)
+        yield from self._as_it_is(item.lowered, *item.notes)
+
+    def _as_it_is(self, island: Lowered, *notes: str) -> Iterator[Shipped]:
+        """In the model's own precision; with TF32 if the user allows it and the island stands it."""
+        if self.recipe.tf32 and island.precision == "fp32":
+            file, finding = tf32.attempt(island, [self.graph.ops[name].type for name in island.ops], self._name())
+            if not finding.problem:
+                yield Shipped(file, "tf32", finding, (*island.notes, *notes))
+            else:
+                notes = (*notes, f"TF32 is off for it: with it, {finding.problem}")
+        yield _as_lowered(island, *notes)
 
     def _task(self, item: Prepared) -> Task:
         return Task(
@@ -241,8 +253,9 @@ class PrecisionStage:
 
     def _refiner(self, task: Task, item: Prepared) -> Refiner:
         plain = onnxruntime.PLAIN if onnxruntime.PLAIN in item.file.name else "."
+        marks = f"{plain}{TF32.removeprefix('.')}" if self.recipe.tf32 else plain
         return Refiner(
-            task, self.folder, self._name(), f"{plain}{onnxruntime.HALF_SUFFIX.removeprefix('.')}", self.tell
+            task, self.folder, self._name(), f"{marks}{onnxruntime.HALF_SUFFIX.removeprefix('.')}", self.tell
         )
 
     def _int8(self, item: Prepared, task: Task, quantized: Quantize) -> Refined | None:

@@ -195,7 +195,7 @@ def _convert_signature(job: _Job, key: str, index: int) -> Converted:
     named = {f"TRTEngineOp_{index:03d}_{number:03d}": island for number, island in enumerate(islands)}
     with clock.time("stitch", signature=key):
         mode = _precision(island.shipped.precision for island in islands)
-        attributes = {"_precision_mode": _MODES[mode], "_profile_strategy": recipe.profile}
+        attributes = {"_precision_mode": _MODES.get(mode, "FP32"), "_profile_strategy": recipe.profile}
         stitched = stitch_signature(graph, named, job.bundle_id, attributes) if named else None
     record, files = _record(plan, named)
     notes = (*seen.notes, *_calibration_notes(precision))
@@ -330,7 +330,7 @@ def _manifest(source: Source, source_path: Path, job: _Job, done: list[Converted
     )
 
 
-_MODES = {"int8": "INT8", "bf16": "BF16", "fp16": "FP16", "half": "FP16", "quantized": "FP32", "fp32": "FP32"}
+_MODES = {"int8": "INT8", "bf16": "BF16", "fp16": "FP16", "half": "FP16"}  # TF-TRT's names; all others: FP32
 
 
 def _precision(found: Iterable[str]) -> str:

@@ -148,7 +148,7 @@ class GrowingEngine:
         module = kind("tensorrt")
         recipe = self._recipe
         profiles = self._wanted(inputs)
-        tf32 = recipe["tf32"] and self._precision != "fp32"  # not where the island does not stand it
+        tf32 = self._precision == "tf32" or (recipe["tf32"] and self._precision != "fp32")
         with tempfile.TemporaryDirectory(prefix="refimpl-engine-") as folder:
             file = Path(folder) / f"{self._island.name}{module.SUFFIX}"
             module.build(self._model, file, profiles, BuildOptions(tf32, recipe["workspace_bytes"]))

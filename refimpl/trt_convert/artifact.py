@@ -118,6 +118,9 @@ class Builder:
                 return _with_engine(island, EngineRecord(**_waiting(island), profiles=()))
 
         manifest = _with_islands(self.folder, change)
+        rounded = any(engine.precision == "tf32" for island in manifest.islands for engine in island.engines)
+        if rounded and manifest.precision == "fp32":
+            manifest = bundle.seal(self.folder, replace(manifest, precision="tf32"))
         return manifest, failures
 
     def _with_engine(self, island: IslandRecord) -> IslandRecord:
@@ -138,12 +141,11 @@ class Builder:
             return _with_engine(island, record)
         stored = next(engine.file for engine in island.engines if engine.kind == "onnxruntime")
         file = f"{bundle.FOLDER}/islands/{island.name}{tensorrt.SUFFIX}"
-        # An island that does not stand TF32 was left in float32.
-        options = replace(self.options, tf32=self.options.tf32 and island.precision != "fp32")
-        tensorrt.build(self.folder / stored, self.folder / file, profiles, options)
+        tensorrt.build(self.folder / stored, self.folder / file, profiles, self.options)
+        precision = "tf32" if self.options.tf32 and island.precision == "fp32" else island.precision
         if island.probe:
             self._renew_probe(island, profiles, onnxruntime.open(self.folder / stored))
-        return _with_engine(island, replace(record, file=file, version=tensorrt.version()))
+        return _with_engine(island, replace(record, file=file, version=tensorrt.version(), precision=precision))
 
     def _renew_probe(self, island: IslandRecord, profiles: Sequence[Profile], proven: OpenEngine) -> None:
         """Store a new probe when the engine would not take the old one's shapes.

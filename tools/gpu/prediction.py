@@ -161,7 +161,7 @@ def markdown(data: Mapping[str, Any]) -> str:
 
 _ABOUT = (
     "Written by `python -m tools.gpu.prediction`; do not edit. Relative errors against TensorFlow; *times* is the "
-    "GPU's over the prediction. fp32 is converted with `--tf32`, which the embedded engine does not model."
+    "GPU's over the prediction. fp32 is converted with `--tf32`."
 )
 
 

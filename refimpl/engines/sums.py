@@ -5,7 +5,8 @@ that is float16 again. TensorRT takes these kernels for products in float16, so 
 every 16 terms, not one in all: a sum of 4096 terms is ten times less exact than one that is rounded at its end.
 ``tools/gpu/arithmetic.py`` holds answers of a GPU against this, element by element: most products are equal to it bit
 for bit; convolutions with larger kernels sum in another order, with the same error. Convolutions of one channel each
-(depthwise) are summed in float32.
+(depthwise) and products of a single row are summed in float32. Where a result is small and its sums are long, TensorRT
+cuts the sums in parts, which makes them up to three times as good as what is written here.
 
 Float32 products with TF32 round their operands to 10 bits of mantissa, and sum in float32.
 """
@@ -83,6 +84,9 @@ def with_tf32(node: Any, dims: Sequence[int] | None, name: str) -> Expansion | N
         return None
     made = Expansion(name)
     operands = [_tf32(made, value) for value in node.input[:2]]
+    if node.op_type != "Conv" and not _attribute(node, "transA", 0):
+        row = _one_row(made, node.input[0])
+        operands = [made.op("Where", [row, *pair]) for pair in zip(node.input, operands, strict=False)]
     product = helper.make_node(node.op_type, [*operands, *node.input[2:]], list(node.output), name=node.name)
     product.attribute.extend(node.attribute)
     made.nodes.append(product)
@@ -97,19 +101,27 @@ def _tf32(made: Expansion, value: str) -> str:
     return made.op("Where", [fine, high, value])
 
 
+def _one_row(made: Expansion, left: str) -> str:
+    """Whether a product is one of a vector: those are not computed by tensor cores, and summed in float32."""
+    rows = made.op("Slice", [made.op("Shape", [left]), made.constant([-2]), made.constant([-1])])
+    return made.op("Equal", [made.op("ReduceProd", [rows], keepdims=0), made.constant(1)])
+
+
 def _attribute(node: Any, name: str, default: Any) -> Any:
     return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)
 
 
 def _matmul(made: Expansion, left: str, right: str) -> str:
     size = made.op("Gather", [made.op("Shape", [left]), made.constant(-1)], axis=0)
-    steps = made.op("Div", [made.op("Add", [size, made.constant(TERMS - 1)]), made.constant(TERMS)])
+    terms = made.op("Where", [_one_row(made, left), size, made.constant(TERMS)])
+    steps = made.op("Div", [made.op("Sub", [made.op("Add", [size, terms]), made.constant(1)]), terms])
+    terms = made.op("Unsqueeze", [terms, made.constant([0])])
     none, rows, columns = made.constant([0]), made.constant([-1]), made.constant([-2])
     empty = [made.op("Slice", [left, none, none, rows]), made.op("Slice", [right, none, none, columns])]
     first = made.op("MatMul", empty)  # of no terms: zeros of the right shape
     body = Expansion(f"{made.name}/step")
-    start = body.op("Mul", [body.op("Unsqueeze", [_step(body), body.constant([0])]), body.constant([TERMS])])
-    end = body.op("Add", [start, body.constant([TERMS])])
+    start = body.op("Mul", [body.op("Unsqueeze", [_step(body), body.constant([0])]), terms])
+    end = body.op("Add", [start, terms])
     parts = [body.op("Slice", [left, start, end, rows]), body.op("Slice", [right, start, end, columns])]
     return _loop(made, body, body.op("MatMul", parts), first, steps)
 

@@ -77,6 +77,17 @@ def test_products_are_summed_in_float16(
         assert equal(got, (a.astype(np.float64) @ b.astype(np.float64)).astype(np.float16)) < 0.8, "rounded once"
 
 
+def test_a_product_of_one_row_is_rounded_once(tmp_path: Path) -> None:
+    a, b = draw(1, 100), draw(100, 60, seed=1)
+    assert (
+        equal(run(tmp_path, "MatMul", [a], [b]), (a.astype(np.float64) @ b.astype(np.float64)).astype(np.float16))
+        > 0.98
+    )
+    a, b = a.astype(np.float32) + np.float32(1e-5), b.astype(np.float32) + np.float32(1e-5)
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    assert np.linalg.norm(run(tmp_path, "MatMul", [a], [b]) - exact) < 1e-6 * np.linalg.norm(exact)
+
+
 def test_both_operands_may_be_inputs(tmp_path: Path) -> None:
     a, b = draw(2, 6, 50), draw(2, 50, 7, seed=1)
     assert equal(run(tmp_path, "MatMul", [a, b], []), summed(a, b)) > 0.98

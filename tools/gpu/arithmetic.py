@@ -145,18 +145,24 @@ class Convolution:
     group: int = 1
     kernel: int = 3
     stride: int = 1
+    begin: int = -1  # padding before; as much as after when not given
+
+    @property
+    def pads(self) -> tuple[int, int]:
+        after = self.kernel // 2
+        return (after if self.begin < 0 else self.begin), after
 
 
 def convolution(what: Convolution, kind: str) -> Probe:
     """A convolution as products of matrices, its terms in two orders."""
     rng = np.random.default_rng(what.channels)
     dtype = np.float16 if kind == "fp16" else np.float32
-    out, pad = what.out or what.channels, what.kernel // 2
+    out, (before, after) = what.out or what.channels, what.pads
     x = rng.standard_normal((2, what.channels, what.size, what.size)).astype(dtype)
     w = rng.standard_normal((out, what.channels // what.group, what.kernel, what.kernel)).astype(dtype)
-    given: dict[str, Any] = {"pads": [pad] * 4, "group": what.group, "strides": [what.stride] * 2}
+    given: dict[str, Any] = {"pads": [before] * 2 + [after] * 2, "group": what.group, "strides": [what.stride] * 2}
     model = _model([helper.make_node("Conv", ["x0", "w"], ["y"], **given)], [x], {"w": w}, ("y", _ONNX[x.dtype.name]))
-    taps = _taps(x, what.kernel, what.stride)
+    taps = _taps(x, what)
 
     def by(candidate: str, order: str) -> Array:
         make = _half_candidates if kind == "fp16" else _single_candidates
@@ -170,7 +176,7 @@ def convolution(what: Convolution, kind: str) -> Probe:
     orders = ("taps first", "channels first") if kind == "fp16" else ("taps first",)
     candidates = {f"{name}, {order}": partial(by, name, order) for name in names for order in orders}
     name = f"Conv {kind}, {what.channels} to {out} channels in {what.group} groups, {what.size}x{what.size}, "
-    name += f"kernel {what.kernel}, stride {what.stride}"
+    name += f"kernel {what.kernel}, stride {what.stride}, padded by {before} and {after}"
     return Probe(name, model, (x,), _image(np.concatenate(exact, 1), taps), candidates, kind != "fp32")
 
 
@@ -191,11 +197,11 @@ def _image(product: Array, taps: Array) -> Array:
     return product.reshape(*taps.shape[:3], -1).transpose(0, 3, 1, 2)
 
 
-def _taps(x: Array, kernel: int, stride: int) -> Array:
-    h, w = x.shape[2:]
-    pad = kernel // 2
-    padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-    views = [padded[:, :, i : i + h : stride, j : j + w : stride] for i in range(kernel) for j in range(kernel)]
+def _taps(x: Array, what: Convolution) -> Array:
+    """``[batch, rows, columns, taps, channels]``"""
+    h, w = (n + sum(what.pads) - what.kernel + 1 for n in x.shape[2:])
+    padded, by = np.pad(x, ((0, 0), (0, 0), what.pads, what.pads)), what.stride
+    views = [padded[:, :, i : i + h : by, j : j + w : by] for i in range(what.kernel) for j in range(what.kernel)]
     return np.stack(views, axis=-1).transpose(0, 2, 3, 4, 1)
 
 
@@ -252,6 +258,9 @@ _CONVOLUTIONS = (
     Convolution(32, 28, group=32),
     Convolution(96, 56, group=96, stride=2),
     Convolution(96, 28, group=96, kernel=5),
+    Convolution(96, 56, group=96, stride=2, begin=0),
+    Convolution(144, 56, group=144, stride=2, begin=0),
+    Convolution(64, 56, stride=2, begin=0),
 )
 
 

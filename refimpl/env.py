@@ -4,6 +4,9 @@ Flags, each ``0`` or ``1``:
 
     REFIMPL_TF_LOGS    1 shows TensorFlow's own start-up messages and warnings; 0 (the default) its errors only
     REFIMPL_TFTRT_OPS  1 lets refimpl.trt_convert keep to the ops that TF-TRT took; 0 (the default) takes more
+    REFIMPL_CACHE_READ_ONLY  1 uses what is in the cache and writes nothing to it; 0 (the default) writes, too
+
+``REFIMPL_CACHE_DIR`` names the directory of the cache; unset or empty, there is none.
 
 Nothing here imports TensorFlow or another vendor's library.
 """
@@ -80,6 +83,11 @@ def fingerprint() -> dict[str, str]:
     """What numbers may depend on: versions, system, processor, and whether TensorFlow may use oneDNN."""
     machine = {"system": platform.system(), "machine": platform.machine(), "processor": processor()}
     return {**versions(), **machine, "onednn": "off" if onednn_is_off() else "TensorFlow's default"}
+
+
+def cache_directory() -> str:
+    """The directory that ``REFIMPL_CACHE_DIR`` names; "" when it names none."""
+    return os.environ.get("REFIMPL_CACHE_DIR", "")
 
 
 def fingerprint_digest() -> str:

@@ -34,6 +34,7 @@ class BuildOptions:
 
     tf32: bool
     workspace_bytes: int
+    targets: tuple[str, ...] = ()  # compute capabilities to build for, such as "sm86"; empty leaves it to the library
 
 
 class OpenEngine(Protocol):

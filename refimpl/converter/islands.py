@@ -5,6 +5,7 @@ Or say which ops must leave it. In between, its precision may be lowered (:mod:`
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any
 
 import onnx
 
-from refimpl import engines
+from refimpl import bundle, engines
 from refimpl.artifacts import Array
 from refimpl.converter import fake_quant, lower, verify
 from refimpl.converter.fake_quant_exact import TYPES as FAKE_QUANT
@@ -22,12 +23,13 @@ from refimpl.converter.native import NativeGraph
 from refimpl.converter.precision.accuracy import Accuracy
 from refimpl.converter.precision.assigned import Assigned
 from refimpl.converter.verify import Evidence, Finding
-from refimpl.engines import BuildOptions, Profile, onnxruntime
-from refimpl.errors import BuildError, RefimplError, first_line
+from refimpl.engines import BuildOptions, Profile, onnxruntime, tensorrt
+from refimpl.errors import BuildError, RefimplError, RunError, first_line
 from refimpl.profiles import profiles_for
 from refimpl.recipe import Recipe
 
 UNVERIFIED = Finding()
+_SHAPES_COMPILED = 4  # combinations of shapes whose kernels a bundle brings along
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Built:
     version: str
     precision: str
     profiles: tuple[Profile, ...]
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -271,8 +274,11 @@ class IslandMaker:
         profiles = profiles_for(self._recipe.profile, specs, seen)
         target = model.with_name(f"{model.name.split('.')[0]}{module.SUFFIX}")
         tf32 = self._recipe.tf32 and precision != "fp32"  # not where an island does not stand it
-        module.build(model, target, profiles, BuildOptions(tf32, self._recipe.workspace_bytes))
-        return Built(kind, target, module.version(), precision, profiles)
+        targets = self._recipe.targets if kind == tensorrt.NAME else ()
+        module.build(model, target, profiles, BuildOptions(tf32, self._recipe.workspace_bytes, targets))
+        if kind == tensorrt.NAME and not tensorrt.refusal(module.version(), module.version(), targets):
+            _keep_kernels(target, [[item[tensor] for tensor in entering] for item in seen])
+        return Built(kind, target, module.version(), precision, profiles, targets)
 
     def _problem_of(self, ops: Sequence[str]) -> str:
         _, entering, leaving = lower.subgraph_nodes(self._graph, ops, marked=False)
@@ -325,3 +331,14 @@ class IslandMaker:
                     low = middle
             return dict.fromkeys(parts[high - 1], f"{problem} (together with the ops before it; alone it is fine)")
         return dict.fromkeys(ops, problem)
+
+
+def _keep_kernels(engine: Path, calls: Sequence[Sequence[Array]]) -> None:
+    """Where a GPU is at hand, put the kernels that TensorRT compiles for it beside the engine, for its next start.
+
+    An engine that fails here is found out, and told, when the finished bundle runs.
+    """
+    distinct = {tuple(value.shape for value in inputs): inputs for inputs in calls}
+    with contextlib.suppress(RunError):
+        if kernels := tensorrt.compiled_kernels(engine, list(distinct.values())[:_SHAPES_COMPILED]):
+            engine.with_name(engine.name + bundle.KERNELS_SUFFIX).write_bytes(kernels)

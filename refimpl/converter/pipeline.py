@@ -237,10 +237,18 @@ def _record(plan: Plan, named: Mapping[str, Island]) -> tuple[SignatureRecord, d
             if data.exists():
                 files[stored + bundle.WEIGHTS_SUFFIX] = data
                 onnxruntime.move_weights(item.file, Path(stored).name + bundle.WEIGHTS_SUFFIX)
+            kernels = item.file.with_name(item.file.name + bundle.KERNELS_SUFFIX)
+            if kernels.exists():
+                files[stored + bundle.KERNELS_SUFFIX] = kernels
             profiles = tuple({"min": p.min, "opt": p.opt, "max": p.max, "values": p.values} for p in item.profiles)
             built.append(
                 EngineRecord(
-                    kind=item.kind, file=stored, version=item.version, precision=item.precision, profiles=profiles
+                    kind=item.kind,
+                    file=stored,
+                    version=item.version,
+                    precision=item.precision,
+                    profiles=profiles,
+                    targets=item.targets,
                 )
             )
         shipped, finding = island.shipped, island.shipped.finding
@@ -347,3 +355,5 @@ def _check_engines(recipe: Recipe) -> None:
             "--engine tensorrt was asked for, but neither tensorrt nor tensorrt_rtx is installed",
             hint="pip install 'refimpl[rtx]', or leave --engine away: the embedded engine works everywhere",
         )
+    if "tensorrt" in recipe.engines:
+        tensorrt.check_targets(recipe.targets)

@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -45,6 +45,18 @@ class OpenEngine(Protocol):
 
         Raises:
             RunError: the engine cannot run these inputs.
+        """
+
+
+@runtime_checkable
+class DeviceEngine(OpenEngine, Protocol):
+    """An open engine that also runs on tensors where they are, on the GPU."""
+
+    def run_device(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """Run once. Inputs and outputs have ``__dlpack__`` and ``__dlpack_device__`` and are in the island's order.
+
+        Raises:
+            RunError: the engine cannot run these inputs there.
         """
 
 

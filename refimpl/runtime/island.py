@@ -13,6 +13,7 @@ import numpy as np
 
 from refimpl import bundle, engines, tftrt_env
 from refimpl.bundle import EngineRecord, IslandRecord, Manifest
+from refimpl.engines import tensorrt
 from refimpl.errors import RefimplError, RunError
 from refimpl.numerics import disagreement, has_nonfinite
 from refimpl.runtime.building import GrowingEngine
@@ -96,6 +97,30 @@ class IslandRuntime:
             return outputs
         return self._native("; ".join(reasons or self._problems) or "the bundle stores no engine for it")
 
+    def call_device(self, tensors: Sequence[Any]) -> list[Any] | None:
+        """Like :meth:`call` for tensors on a GPU, handed over by DLPack: nothing is copied where that can be.
+
+        Through the host goes what must be looked at there (``finite_only``), what has no elements, and what the first
+        engine cannot run on the device; what :meth:`call` says holds for it then.
+
+        Returns:
+            As :meth:`call`; of tensors with ``__dlpack__`` when they stayed on the GPU.
+        """
+        record = self._record
+        whole = record is not None and not record.finite_only and all(0 not in tuple(item.shape) for item in tensors)
+        if whole and record is not None and not self._owner.off and not self._owner.problem:
+            kind, engine = next(iter(self._open(record)), (NATIVE, None))
+            if isinstance(engine, engines.DeviceEngine):
+                try:
+                    outputs = engine.run_device(tensors)
+                except RunError as error:
+                    text = "refimpl: island %s goes through the host: %s"
+                    _warn_once(f"{self._owner.path}/{self._name}/{error.message}", text, self._name, error.message)
+                else:
+                    self._owner.count(IslandRun(self._name, kind, ""))
+                    return list(outputs)
+        return self.call([np.asarray(item) for item in tensors])
+
     def _native(self, reason: str) -> list[Array] | None:
         self._owner.count(IslandRun(self._name, NATIVE, reason))
         if self._owner.problem:
@@ -165,7 +190,7 @@ class IslandRuntime:
         grows = kind == "tensorrt" and self._may_build()
         try:
             if stored.file:
-                engine = engines.kind(kind).open(self._checked_engine(stored.file))
+                engine = self._stored(kind, stored)
                 self._prove(record, stored.precision, engine)
         except RefimplError as error:
             if not grows:
@@ -178,6 +203,19 @@ class IslandRuntime:
         assert self._owner.manifest is not None
         source = next(item for item in record.engines if item.kind == "onnxruntime")
         return GrowingEngine(record, stored, engine, self._checked_engine(source.file), self._owner.manifest.recipe)
+
+    def _stored(self, kind: str, stored: EngineRecord) -> engines.OpenEngine:
+        """Open a stored engine; one of TensorRT only where its record says that it may run."""
+        file = self._checked_engine(stored.file)
+        if kind != tensorrt.NAME:
+            return engines.kind(kind).open(file)
+        if why := tensorrt.refusal(stored.version, tensorrt.version(), stored.targets):
+            raise RunError(why)
+        assert self._owner.manifest is not None
+        kernels = stored.file + bundle.KERNELS_SUFFIX
+        if kernels not in self._owner.manifest.files:
+            return tensorrt.open(file)
+        return tensorrt.open_with(file, bundle.check_file(self._owner.path, self._owner.manifest, kernels))
 
     def _may_build(self) -> bool:
         return bool(self._owner.manifest and self._owner.manifest.recipe.get("build_at_runtime"))

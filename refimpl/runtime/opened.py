@@ -13,6 +13,7 @@ import numpy as np
 
 from refimpl import bundle, engines
 from refimpl.bundle import Manifest
+from refimpl.engines.tensorrt.dlpack import is_on_gpu
 from refimpl.errors import BundleError
 from refimpl.runtime.island import IslandRun, IslandRuntime
 from refimpl.specs import TensorSpec
@@ -24,7 +25,7 @@ open_bundles: dict[tuple[str, str], BundleRuntime] = {}
 _lock = threading.Lock()
 
 
-def call_engine(asset: bytes, island: bytes, bundle_id: bytes, dtypes: bytes, *inputs: Array) -> list[Any]:
+def call_engine(asset: bytes, island: bytes, bundle_id: bytes, dtypes: bytes, *inputs: Any) -> list[Any]:
     """What an engine node calls.
 
     Args:
@@ -32,13 +33,18 @@ def call_engine(asset: bytes, island: bytes, bundle_id: bytes, dtypes: bytes, *i
         island: the island's name.
         bundle_id: identity of the bundle that the graph belongs to.
         dtypes: TensorFlow's names of the output dtypes, comma-separated.
-        inputs: the island's inputs.
+        inputs: the island's inputs. TensorFlow copies what is on a GPU to the host before it calls a function of this
+            kind; a caller that hands tensors on a GPU over (``__dlpack__``) gets such tensors back.
 
     Returns:
         A bool scalar, True when an engine ran, and the island's outputs, or empty arrays when the native segment must.
     """
-    arrays = [np.asarray(value) for value in inputs]  # TensorFlow hands scalars over as NumPy scalars
-    outputs = runtime_of(asset.decode(), bundle_id.decode()).island(island.decode()).call(arrays)
+    called = runtime_of(asset.decode(), bundle_id.decode()).island(island.decode())
+    outputs: Sequence[Any] | None
+    if inputs and all(not isinstance(value, np.ndarray | np.generic) and is_on_gpu(value) for value in inputs):
+        outputs = called.call_device(inputs)
+    else:
+        outputs = called.call([np.asarray(value) for value in inputs])  # TensorFlow gives scalars as NumPy scalars
     if outputs is None:
         return [
             np.False_,

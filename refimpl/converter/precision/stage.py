@@ -31,7 +31,7 @@ from refimpl.converter.precision.refine import Refined, Refiner, Task, describe,
 from refimpl.converter.precision.rewrite import Lift, Ranges
 from refimpl.converter.precision.watch import Prepared, prepare, typical, watch
 from refimpl.converter.samples import Sample
-from refimpl.engines import onnxruntime
+from refimpl.engines import onnxruntime, tensorrt
 from refimpl.engines.rounding import TF32
 from refimpl.errors import RecipeError
 from refimpl.recipe import Recipe
@@ -251,6 +251,15 @@ class PrecisionStage:
                 kept.setdefault(node.name, "fake quantization is exact in float32 only")
         return {name: Lift("fp32", reason) for name, reason in kept.items()}
 
+    def _not_built(self, model: Any) -> dict[str, Lift]:
+        """Layers that the TensorRT at hand cannot build in int8: known before a whole island is tried."""
+        if tensorrt.NAME not in self.recipe.engines:
+            return {}
+        kinds = {node.op_type for node in model.graph.node} & {"Conv", "MatMul"}
+        problems = {kind: why for kind in sorted(kinds) if (why := tensorrt.int8_problem(kind))}
+        nodes = (node for node in model.graph.node if node.op_type in problems)
+        return {node.name: Lift("fp16", problems[node.op_type]) for node in nodes}
+
     def _refiner(self, task: Task, item: Prepared) -> Refiner:
         plain = onnxruntime.PLAIN if onnxruntime.PLAIN in item.file.name else "."
         marks = f"{plain}{TF32.removeprefix('.')}" if self.recipe.tf32 else plain
@@ -263,7 +272,8 @@ class PrecisionStage:
             return self._own_int8(item, task, quantized)
         thresholds = {name: seen.threshold for name, seen in self._thresholds(item).items()}
         # Made-up samples are not like the data that a table was made from: where they disagree they prove nothing.
-        task = replace(task, ranges=replace(task.ranges, thresholds=thresholds), repair=self.samples is not None)
+        ranges, keep = replace(task.ranges, thresholds=thresholds), {**self._not_built(task.model), **task.keep}
+        task = replace(task, ranges=ranges, keep=keep, repair=self.samples is not None)
         refined = self._refiner(task, item).refine("int8")
         if refined is not None and refined.finding.problem and self.samples is None:
             raise RecipeError(
@@ -275,7 +285,7 @@ class PrecisionStage:
     def _own_int8(self, item: Prepared, task: Task, quantized: Quantize) -> Refined | None:
         """Int8 from the model's own ranges."""
         model = named(load_model(quantized(item.lowered.ops)))
-        kept = self._kept(model, item.lowered)
+        kept = {**self._not_built(model), **self._kept(model, item.lowered)}
         missing = [(layer, tensor) for layer, tensor in fake_quant.missing_ranges(model) if layer not in kept]
         if missing:
             layer, tensor = missing[0]

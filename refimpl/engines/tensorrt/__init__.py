@@ -1,17 +1,11 @@
 """TensorRT engines: NVIDIA TensorRT or TensorRT for RTX, whichever is installed; they share one Python API.
 
-library.py       which of the two there is, and what it says
-capabilities.py  what it can do, asked of itself and not of its version number
-building.py      from ONNX to an engine's file
-loading.py       from an engine's file to an engine, or the reason why not
-kernels.py       kernels that TensorRT for RTX compiles at run time, kept
-execution.py     an open engine: a pool of lanes
-lanes.py         one call at a time: stream, contexts, CUDA graphs
-outputs.py       outputs whose size only the run knows
-tensors.py       inputs, outputs and profiles of an engine
-memory.py        its memory on the GPU and the host
-cuda.py          the CUDA driver
-dlpack.py        tensors that stay on the GPU
+* ``library``: which of the two there is, and what it says; ``capabilities``: what it can do, asked of itself
+* ``building``: from ONNX to an engine's file; ``targets``: for which GPUs
+* ``loading``: from an engine's file to an engine, or the reason why not; ``kernels``: those compiled at run time, kept
+* ``execution``: an open engine, a pool of ``lanes``: one call at a time, with its stream, contexts and CUDA graphs
+* ``tensors``, ``outputs``, ``memory``: what goes in, what comes out, and where it lies
+* ``cuda``: the CUDA driver; ``dlpack``: tensors that stay on the GPU
 """
 
 from __future__ import annotations
@@ -25,27 +19,30 @@ from refimpl import gpus
 from refimpl.engines import Array
 from refimpl.engines.tensorrt import cuda, library
 from refimpl.engines.tensorrt.building import Refusal, build, parser_refusals
-from refimpl.engines.tensorrt.capabilities import capabilities, int8_problem, tf32_problem
-from refimpl.engines.tensorrt.kernels import SUFFIX as KERNELS_SUFFIX
+from refimpl.engines.tensorrt.capabilities import features, graph_problem, int8_problem, tf32_problem
 from refimpl.engines.tensorrt.library import version
 from refimpl.engines.tensorrt.loading import refusal
+from refimpl.engines.tensorrt.targets import check_targets, known_targets
 from refimpl.errors import RunError, first_line
 
 if TYPE_CHECKING:
     from refimpl.engines.tensorrt.execution import TrtEngine
 
 __all__ = [
-    "KERNELS_SUFFIX",
     "NAME",
     "SUFFIX",
     "Refusal",
     "build",
-    "capabilities",
+    "check_targets",
     "compiled_kernels",
+    "features",
+    "graph_problem",
     "int8_problem",
     "open",
+    "open_with",
     "parser_refusals",
     "refusal",
+    "targets",
     "tf32_problem",
     "version",
     "why_not_here",
@@ -53,6 +50,11 @@ __all__ = [
 
 NAME = "tensorrt"
 SUFFIX = ".engine"
+
+
+def targets() -> tuple[str, ...]:
+    """Compute capabilities that can be built for, such as ``"sm86"``; empty when only for the GPU that is here."""
+    return known_targets(library.require())
 
 
 @functools.cache
@@ -71,12 +73,17 @@ def why_not_here() -> str:
     return ""
 
 
-def open(path: Path, *, kernels: Path | None = None) -> TrtEngine:  # noqa: A001  (the Protocol's name)
-    """Load a stored engine.
+def open(path: Path) -> TrtEngine:  # noqa: A001  (the Protocol's name)
+    """Load a stored engine; see :class:`refimpl.engines.EngineKind`."""
+    return open_with(path, None)
+
+
+def open_with(path: Path, kernels: Path | None) -> TrtEngine:
+    """Load a stored engine and kernels that were compiled for it before.
 
     Args:
         path: its file.
-        kernels: kernels that were compiled for it on a GPU before: a file of the bundle, its checksum compared.
+        kernels: a file of the bundle, its checksum compared; None without one.
 
     Raises:
         RunError: it cannot be loaded here.

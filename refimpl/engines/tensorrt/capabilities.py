@@ -83,7 +83,7 @@ FEATURES = (
 )
 
 
-def capabilities() -> dict[str, bool]:
+def features() -> dict[str, bool]:
     """Which of the features the installed TensorRT has; empty without one."""
     trt = library.module()
     return {feature.name: feature.there(trt) for feature in FEATURES} if trt is not None else {}
@@ -153,8 +153,34 @@ def tf32_problem() -> str:
             (y,) = opened.run([np.eye(_SIZE, dtype=np.float32) * np.float32(1 + 2**-12)])
         except (BuildError, RunError) as error:
             return f"unknown: {error.message}"
+    opened.close()
     exact = np.array_equal(y, np.full((_SIZE, _SIZE), 1 + 2**-12, np.float32))
     return "" if exact else "float32 products are rounded to TF32, also where that was not allowed"
+
+
+@functools.cache
+def graph_problem() -> str:
+    """Why calls are not replayed as CUDA graphs here; "" when they are, or nothing runs here."""
+    from refimpl.engines.tensorrt import open as open_engine
+    from refimpl.engines.tensorrt import why_not_here
+    from refimpl.engines.tensorrt.lanes import NO_GRAPH, REPLAYED
+
+    if why_not_here():
+        return ""
+    with tempfile.TemporaryDirectory(prefix="refimpl-probe-") as folder:
+        model, engine = Path(folder) / "graph.onnx", Path(folder) / "graph.engine"
+        model.write_bytes(_product())
+        try:
+            build(model, engine, (), BuildOptions(tf32=False, workspace_bytes=0))
+            opened = open_engine(engine)
+            for _ in range(3):
+                opened.run([np.ones((_SIZE, _SIZE), np.float32)])
+        except (BuildError, RunError) as error:
+            return f"unknown: {error.message}"
+    counts = opened.counts()
+    opened.close()
+    said = [key.removeprefix(NO_GRAPH) for key in counts if key.startswith(NO_GRAPH)]
+    return "" if REPLAYED in counts else "; ".join(said) or "they are not made"
 
 
 def _product() -> bytes:

@@ -25,14 +25,15 @@ _CERTAIN = ("VERSION_MISMATCH", "MALFORMED_ENGINE")
 _MAGIC = b"vtrt"  # see stated_size
 
 
-def refusal(built_by: str, targets: Sequence[str]) -> str:
+def refusal(built_by: str, here: str, targets: Sequence[str]) -> str:
     """Why an engine cannot run here, from what its bundle records of it; "" when nothing speaks against it.
 
     Args:
         built_by: name and version of the library that built it.
+        here: of the library that is installed.
         targets: compute capabilities that it was built for, such as ``"sm86"``; empty for the library's own choice.
     """
-    if built_by != (here := library.version()):
+    if built_by != here:
         return f"it was built by {built_by}, and {here} is installed; engines are tied to the version that built them"
     found = [f"sm{gpu.compute_capability.replace('.', '')}" for gpu in gpus.list_gpus()[1][:1]]
     if targets and found and found[0] not in targets:

@@ -186,6 +186,11 @@ class TrtEngine:
                 return
         lane.close()
 
+    @property
+    def kernels_from(self) -> tuple[str, ...]:
+        """Where kernels that had been compiled before came from: ``"directory"``, ``"bundle"``, or nowhere."""
+        return self._kernels.loaded
+
     def counts(self) -> dict[str, int]:
         """How calls were run, and why no CUDA graph was made where none was, since the engine was opened."""
         return dict(self._shared.counts)

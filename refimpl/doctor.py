@@ -102,7 +102,7 @@ def examine_tensorrt() -> tuple[tuple[str, str], ...]:
     targets = ", ".join(tensorrt.targets()) or "the GPU that is here"
     rows = [("builds for", targets)]
     rows += [(name, "yes" if there else "no") for name, there in tensorrt.features().items()]
-    rows += [(f"int8 {op}", tensorrt.int8_problem(op) or "builds") for op in ("Conv", "MatMul")]
+    rows += [(f"int8 {op}", tensorrt.int8_problem(op) or "builds") for op in ("Conv", "ConvTranspose", "MatMul")]
     if not tensorrt.why_not_here():
         rows.append(("CUDA graphs", tensorrt.graph_problem() or "replayed with the same answers"))
         rows.append(("float32 products", tensorrt.tf32_problem() or "keep float32 unless TF32 is allowed"))

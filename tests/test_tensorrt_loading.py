@@ -216,7 +216,7 @@ def test_features_are_asked_of_the_library():
 
 
 @needs_tensorrt
-@pytest.mark.parametrize("op", ["Conv", "MatMul"])
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "Gemm", "MatMul"])
 def test_int8_is_asked_by_building(op, monkeypatch):
     from refimpl.engines.tensorrt import capabilities
     from refimpl.errors import BuildError

@@ -94,7 +94,7 @@ def int8_problem(op: str) -> str:
     """Why the installed TensorRT does not build an int8 layer of this kind; "" when it does. Asked once per process.
 
     Args:
-        op: an ONNX op type, ``"Conv"`` or ``"MatMul"``.
+        op: an ONNX op type, ``"Conv"``, ``"ConvTranspose"``, ``"Gemm"`` or ``"MatMul"``.
     """
     with tempfile.TemporaryDirectory(prefix="refimpl-probe-") as folder:
         model, engine = Path(folder) / "int8.onnx", Path(folder) / "int8.engine"
@@ -111,7 +111,8 @@ def _quantized(op: str) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 
     rng = np.random.default_rng(0)
-    shape, weight, axis = ((1, 32, 8, 8), (32, 32, 3, 3), 0) if op == "Conv" else ((32, 32), (32, 32), 1)
+    shape, weight = ((1, 32, 8, 8), (32, 32, 3, 3)) if op.startswith("Conv") else ((32, 32), (32, 32))
+    axis = 0 if op == "Conv" else 1  # of the output channels in the weight
     constants: dict[str, Any] = {
         "scale": np.array(0.02, np.float32),
         "zero": np.array(0, np.int8),

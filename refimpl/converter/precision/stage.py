@@ -24,6 +24,7 @@ from refimpl.converter.precision import tf32
 from refimpl.converter.precision.assigned import matching, tf_op_of
 from refimpl.converter.precision.calibrate import warnings_of
 from refimpl.converter.precision.choose import Chooser, Option, Tried
+from refimpl.converter.precision.int8_rules import LAYER_OPS
 from refimpl.converter.precision.metrics import metric_of
 from refimpl.converter.precision.observe import multiplications
 from refimpl.converter.precision.quantize import named, tensors_to_observe
@@ -255,10 +256,10 @@ class PrecisionStage:
         """Layers that the TensorRT at hand cannot build in int8: known before a whole island is tried."""
         if tensorrt.NAME not in self.recipe.engines:
             return {}
-        kinds = {node.op_type for node in model.graph.node} & {"Conv", "MatMul"}
+        kinds = {node.op_type for node in model.graph.node} & LAYER_OPS
         problems = {kind: why for kind in sorted(kinds) if (why := tensorrt.int8_problem(kind))}
-        nodes = (node for node in model.graph.node if node.op_type in problems)
-        return {node.name: Lift("fp16", problems[node.op_type]) for node in nodes}
+        nodes = [node for node in model.graph.node if node.op_type in problems]
+        return {node.name: Lift("fp16", problems[node.op_type].partition(": ")[0]) for node in nodes}
 
     def _refiner(self, task: Task, item: Prepared) -> Refiner:
         plain = onnxruntime.PLAIN if onnxruntime.PLAIN in item.file.name else "."
@@ -313,10 +314,34 @@ class PrecisionStage:
         return found
 
 
+@dataclass(frozen=True)
+class _Repair:
+    """See :class:`refimpl.converter.islands.Repair`."""
+
+    refined: Refined
+    item: Prepared
+
+    def lifted(self, lifts: Mapping[str, Lift]) -> Shipped | None:
+        refined = self.refined
+        assert refined.refiner is not None
+        made = refined.refiner.attempt(refined.asked, {**refined.lifts, **lifts})
+        if made is None or made.finding.problem:
+            return None
+        return _shipped(replace(made, notes=refined.notes), self.item)
+
+    def ranked(self) -> list[tuple[str, Lift]]:
+        refined = self.refined
+        assert refined.refiner is not None
+        exact = {name for name, lift in refined.lifts.items() if lift.precision == "fp32"}
+        return [item for item in refined.refiner.ranked(refined.asked, "fp32") if item[0] not in exact]
+
+
 def _shipped(refined: Refined, item: Prepared) -> Shipped:
     notes = (*item.lowered.notes, *describe(refined), *item.notes)
     found = None if math.isnan(refined.accuracy.relative) else refined.accuracy
-    return Shipped(refined.file, refined.precision, refined.finding, notes, refined.layers, found)
+    return Shipped(
+        refined.file, refined.precision, refined.finding, notes, refined.layers, found, _Repair(refined, item)
+    )
 
 
 def _as_lowered(island: Lowered, *notes: str) -> Shipped:

@@ -99,7 +99,7 @@ def examine_tensorrt() -> tuple[tuple[str, str], ...]:
     """What the installed TensorRT can do: (what, answer). Where it executes, what cannot be asked is tried."""
     if not tensorrt.version():
         return ()
-    targets = ", ".join(tensorrt.targets()) or "the GPU that is here"
+    targets = ", ".join(tensorrt.build_targets()) or "the GPU that is here"
     rows = [("builds for", targets)]
     rows += [(name, "yes" if there else "no") for name, there in tensorrt.features().items()]
     rows += [(f"int8 {op}", tensorrt.int8_problem(op) or "builds") for op in ("Conv", "ConvTranspose", "MatMul")]

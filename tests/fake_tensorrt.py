@@ -98,7 +98,7 @@ class FakeCache:
         self.data = b""
 
     def deserialize(self, data):
-        if not data.startswith(KERNELS):
+        if not data.startswith(KERNELS[:8]):
             return False
         self.data = bytes(data)
         return True
@@ -188,6 +188,9 @@ class FakeContext:
         assert self.work, "no working memory"
         state, addresses, driver = self.state, dict(self.addresses), self.trt.driver
         captured = stream in driver.captures
+        if captured and self.trt.refuse_captured:
+            self.trt.say("operation not permitted when stream is capturing")
+            return False
         _, compute = COMPUTATIONS[self.engine.data["computation"]]
         inputs = [(addresses[n], self.shapes[n], np.dtype(spec[0])) for n, spec in self.engine.data["inputs"].items()]
 
@@ -210,7 +213,7 @@ class FakeContext:
             address = addresses[name]
         else:
             address = allocator.reallocate_output_async(name, 0, value.nbytes, 256, stream)
-            assert address
+            assert ctypes.sizeof(self.trt.driver.blocks[address]) >= value.nbytes
             allocator.notify_shape(name, value.shape)
         ctypes.memmove(address, value.ctypes.data, value.nbytes)
 
@@ -256,8 +259,8 @@ def fake_tensorrt(driver) -> SimpleNamespace:
         EngineInvalidityDiagnostics=SimpleNamespace(
             __members__={"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2, "MALFORMED_ENGINE": 32}
         ),
-        validity=(0, 0), refuse="", contexts_left=None, capturable=True, graphs_lie=False, made=0, profiles=[],
-        configs=[],
+        validity=(0, 0), refuse="", contexts_left=None, capturable=True, refuse_captured=False, graphs_lie=False,
+        made=0, profiles=[], configs=[],
     )  # fmt: skip
     trt.say = lambda message: trt.logger.log(severity.ERROR, message)
     return trt

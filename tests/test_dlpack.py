@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 
 import numpy as np
 import pytest
 
-from refimpl.engines.tensorrt import dlpack
+from refimpl.engines.tensorrt import dlpack, execution
 from refimpl.engines.tensorrt.dlpack import CUDA, DeviceTensor, borrow, is_on_gpu
 from refimpl.errors import RunError
 from tests.test_tensorrt_execution import driver, opened, rows, trt  # noqa: F401  (fixtures)
@@ -62,8 +63,6 @@ def test_what_comes_in(dtype):
 
 
 def test_the_owner_is_told_when_it_is_no_longer_read():
-    import sys
-
     value = rows(3)
     before = sys.getrefcount(value)
     got = borrow(Producer(value), 5)
@@ -106,9 +105,12 @@ def test_a_tensor_goes_out_and_comes_back_and_its_memory_is_freed_once():
 def test_engines_run_on_the_device_without_a_copy(opened, driver):  # noqa: F811
     engine = opened()
     source = Producer(rows(3))
+    held = sys.getrefcount(source.array)
     before = [call for call in driver.calls if "Memcpy" in call]
     (y,) = engine.run_device([source])
     assert [call for call in driver.calls if "Memcpy" in call] == before
+    after = sys.getrefcount(source.array)  # not in the assert, which holds what it looks at
+    assert after == held, "the input went back to its owner"
     assert source.streams[0] in driver.streams, "the producer makes its contents ready for the engine's stream"
     assert y.__dlpack_device__() == (CUDA, 0)
     assert (y.shape, y.dtype) == ((3, 2), np.float32)
@@ -153,12 +155,21 @@ def test_the_device_path_refuses_what_it_cannot(opened):  # noqa: F811
         engine.run_device([Producer(rows(200))])
 
 
-def test_a_failure_waits_before_inputs_go_back(opened, trt, driver):  # noqa: F811
+def test_a_failure_waits_before_inputs_go_back(opened, trt, driver, monkeypatch):  # noqa: F811
     engine = opened()
     trt.refuse = "something in the kernel"
+    waited = []
+
+    def watched(value, stream, real=dlpack.borrow):
+        item = real(value, stream)
+        release, item.release = item.release, lambda: (waited.append("cuStreamSynchronize" in driver.calls), release())
+        return item
+
+    monkeypatch.setattr(execution, "borrow", watched)
+    driver.calls.clear()
     with pytest.raises(RunError, match="something in the kernel"):
         engine.run_device([Producer(rows(2))])
-    assert driver.calls.count("cuStreamSynchronize") >= 1
+    assert waited == [True]
     trt.refuse = ""
     engine.run_device([Producer(rows(2))])
 

@@ -33,6 +33,7 @@ __all__ = [
     "SUFFIX",
     "Refusal",
     "build",
+    "build_targets",
     "check_targets",
     "compiled_kernels",
     "features",
@@ -42,7 +43,6 @@ __all__ = [
     "open_with",
     "parser_refusals",
     "refusal",
-    "targets",
     "tf32_problem",
     "version",
     "why_not_here",
@@ -52,7 +52,7 @@ NAME = "tensorrt"
 SUFFIX = ".engine"
 
 
-def targets() -> tuple[str, ...]:
+def build_targets() -> tuple[str, ...]:
     """Compute capabilities that can be built for, such as ``"sm86"``; empty when only for the GPU that is here."""
     return known_targets(library.require())
 

@@ -14,9 +14,11 @@ def module() -> Any:
     """``tensorrt`` or else ``tensorrt_rtx``; None when neither can be imported."""
     for name in ("tensorrt", "tensorrt_rtx"):
         try:
-            return importlib.import_module(name)
+            found = importlib.import_module(name)
         except Exception:  # noqa: BLE001  a broken installation fails with anything, from ImportError to a missing shared library
             continue
+        if hasattr(found, "Builder"):  # a folder of type stubs can be imported as well, and has nothing
+            return found
     return None
 
 

@@ -55,7 +55,7 @@ class Prover:
             if isinstance(made, Rejection):
                 return made
             made = replace(made, shipped=replace(made.shipped, notes=(*made.shipped.notes, *said)))
-            outcome = self._proven(Case(self.graph, self.recipe, maker, island, self._memory), made)
+            outcome = self._proven(Case(self.graph, self.recipe, maker, island, self._memory, self.tell), made)
             if not isinstance(outcome, str):
                 return outcome
             self.tell(outcome)

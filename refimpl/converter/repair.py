@@ -8,7 +8,7 @@ the GPU against TensorFlow; which layers are tried, and which ops leave, decides
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,7 +30,7 @@ from refimpl.engines import onnxruntime, tensorrt
 from refimpl.errors import BuildError
 from refimpl.recipe import Recipe
 
-_BUILDS, _SECONDS = 96, 600.0  # that looking for the guilty layers of one signature may cost
+BUILDS, SECONDS = 96, 600.0  # that looking for the guilty layers of one signature may cost
 _PLACES = 6  # of one island that are looked for one by one
 _ROUNDS = 6  # times that ops of a signature go back to TensorFlow
 _SHARES = (8, 4, 2)  # one in so many layers is lifted where rounding adds up
@@ -50,7 +50,7 @@ class Memory:
         rounds: how often ops did.
     """
 
-    budget: Budget = field(default_factory=lambda: Budget(_BUILDS, _SECONDS))
+    budget: Budget = field(default_factory=lambda: Budget(BUILDS, SECONDS))
     lifts: Lifts = field(default_factory=dict)
     left: set[str] = field(default_factory=set)
     rounds: int = 0
@@ -79,6 +79,7 @@ class Case:
         maker: builds.
         island: as it was lowered.
         memory: of the signature; added to.
+        tell: receives a line when something slow begins.
     """
 
     graph: OpGraph
@@ -86,6 +87,7 @@ class Case:
     maker: IslandMaker
     island: Lowered
     memory: Memory
+    tell: Callable[[str], None]
 
     def verdict(self, made: Island) -> Verdict | None:
         """What running its TensorRT engine shows; None when it cannot be tried here, or there is nothing to compare."""
@@ -179,6 +181,7 @@ class Case:
         form = repair.lifted(lifts) if lifts else None
         if form is None:
             return None
+        self.tell(f"trying it with {len(lifts)} layers in fp32")
         self.memory.budget.take()
         try:
             made = replace(first.island, built=self.maker.engines(self.island, form), shipped=form)
@@ -252,7 +255,9 @@ class Case:
             return None
         same = [a.shape for a in want] == [b.shape for b in outputs]
         whole = accuracy(want, outputs).relative if same else float("inf")
-        return self._narrower(now.island).first_wrong(item.inputs, whole)
+        place = self._narrower(now.island).first_wrong(item.inputs, whole)
+        self.tell(f"its error grows from {place.before:.2g} to {place.after:.2g} at {place.layer}")
+        return place
 
     def _narrower(self, made: Island) -> Narrower:
         form = made.shipped

@@ -11,11 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from refimpl.converter import device
+from refimpl.converter import device, repair
 from refimpl.converter.fusions import Fusions
-from refimpl.converter.islands import Built
+from refimpl.converter.islands import Built, Island, Shipped
 from refimpl.converter.narrow import Budget, GaveUp, Narrower, prefix
-from refimpl.converter.verify import Evidence
+from refimpl.converter.verify import Evidence, Finding
 from refimpl.engines import BuildOptions, Profile, onnxruntime, tensorrt
 from refimpl.engines.rounding import tensor_types
 from refimpl.errors import RunError
@@ -215,3 +215,13 @@ def test_places_are_alike_by_what_comes_before():
     assert fusions.alike("qnarrow", 1) == ("pnarrow", "pdeepr", "pdeep")
     assert set(fusions.alike("qnarrow", 2)) == {"pnarrow", "pdeepr", "pdeep"}
     assert fusions.alike("qdeep", 0) == ("pdeep",)
+
+
+@pytest.mark.parametrize(("before", "here", "after"), [(False, False, False), (True, False, True), (False, True, True)])
+def test_what_the_gpu_makes_of_a_nan_decides_with_the_embedded_engine(before, here, after, monkeypatch):
+    monkeypatch.setattr(repair, "where", lambda: "t 1 on a GPU")
+    form = Shipped(Path("m.onnx"), "fp32", Finding(finite_only=before, compared=7))
+    island = Island((), (), (), (BUILT,), form)
+    shipped = repair.standing(island, device.Verdict(compared=3, relative=1e-7, finite_only=here)).shipped
+    assert shipped.finding == Finding(finite_only=after, compared=7)
+    assert shipped.notes == ("t 1 on a GPU: 3 samples agree with TensorFlow, relative error 1e-07",)

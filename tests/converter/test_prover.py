@@ -254,7 +254,7 @@ def test_where_nothing_would_be_left_in_float16_the_next_form_ships(conversion):
     conversion.ran_right("tensorrt")
 
 
-@pytest.mark.parametrize("budget", [{"_BUILDS": 2}, {"_SECONDS": 0.0}])
+@pytest.mark.parametrize("budget", [{"BUILDS": 2}, {"SECONDS": 0.0}])
 def test_the_search_is_bounded(budget, conversion, monkeypatch):
     for name, value in budget.items():
         monkeypatch.setattr(repair, name, value)

@@ -63,6 +63,7 @@ class FakeGpu:
         self.built: list[onnx.ModelProto] = []
         self.asked: list[tuple[Sequence[Profile], BuildOptions]] = []
         self.ran = 0
+        self.rounds = ""  # why float32 products are never exact
         self.refuses: Callable[[onnx.ModelProto], bool] = lambda model: False  # to build
         self.fails: Callable[[onnx.ModelProto], bool] = lambda model: False  # to run
 
@@ -71,6 +72,7 @@ class FakeGpu:
         monkeypatch.setattr(tensorrt, "why_not_here", lambda: "")
         monkeypatch.setattr(tensorrt, "version", lambda: VERSION)
         monkeypatch.setattr(tensorrt, "int8_problem", lambda op: "")
+        monkeypatch.setattr(tensorrt, "tf32_problem", lambda: self.rounds)
         monkeypatch.setattr(tensorrt, "compiled_kernels", lambda path, calls: b"")
         monkeypatch.setattr(tensorrt, "build", self.build)
         monkeypatch.setattr(tensorrt, "open", self.open)

@@ -85,8 +85,9 @@ class Prover:
         """Why there is no layer to look for; "" when there may be one."""
         if verdict.item is None:
             return f"{where()} cannot run it: {verdict.problem}"
-        if made.shipped.precision == "fp32" and not case.judge(made, "tf32").problem:
-            return f"{where()} rounds its float32 products to TF32, which is not allowed; --tf32 allows it"
+        if made.shipped.precision == "fp32" and (tensorrt.tf32_problem() or not case.judge(made, "tf32").problem):
+            allowed = "which it does not stand" if self.recipe.tf32 else "which is not allowed; --tf32 allows it"
+            return f"{where()} rounds its float32 products to TF32, {allowed} ({verdict.problem})"
         if self._broken is None:
             self._broken = nothing_right()
         return f"{where()} does not even multiply two matrices: {self._broken}" if self._broken else ""

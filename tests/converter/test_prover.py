@@ -306,7 +306,30 @@ def test_float32_that_is_rounded_to_tf32_is_named(conversion):
     fault: Callable[[Nodes], list[onnx.NodeProto]] = lambda nodes: nodes.of("Tanh")  # noqa: E731
     conversion.gpu.factor = 1.002
     manifest = conversion.run(fault, "fp32")
-    assert f"{WHERE} rounds its float32 products to TF32, which is not allowed; --tf32 allows it" in notes(manifest)
+    assert f"{WHERE} rounds its float32 products to TF32, which is not allowed; --tf32 allows it (" in notes(manifest)
     assert left(manifest) == {}
     assert len(conversion.gpu.built) == 1
     conversion.ran_right("onnxruntime", within=1e-4)
+
+
+def test_where_float32_is_never_exact_no_layer_of_it_is_looked_for(conversion):
+    """As with TensorRT for RTX 1.6: an island that does not stand TF32 has no form that is right there."""
+    conversion.gpu.rounds, conversion.gpu.factor = "as on an H100", 1.03
+    manifest = conversion.run(lambda nodes: nodes.of("Conv"), "fp32")
+    assert f"{WHERE} rounds its float32 products to TF32, which is not allowed" in notes(manifest)
+    assert left(manifest) == {}
+    assert len(conversion.gpu.built) == 1
+    conversion.ran_right("onnxruntime", within=1e-4)
+
+
+@pytest.mark.parametrize(("rounds", "leaves"), [("", set()), ("as on an H100", {"last"})])
+def test_with_tf32_ops_leave_only_where_there_is_nothing_better(rounds, leaves, conversion):
+    conversion.gpu.rounds = rounds
+
+    def fault(nodes: Nodes) -> list[onnx.NodeProto]:
+        return nodes.of("Tanh") if conversion.gpu.asked[-1][1].tf32 else []
+
+    manifest = conversion.run(fault, "fp32", tf32=True)
+    assert set(left(manifest)) == leaves
+    assert {island.precision for island in manifest.islands} == {"tf32" if leaves else "fp32"}
+    conversion.ran_right("tensorrt")

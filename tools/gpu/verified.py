@@ -72,7 +72,7 @@ def verified(name: str, precision: str, folder: Path) -> Row:
 
     subject = SUBJECTS[name]()
     model = subject.make(folder)
-    recipe = Recipe(precision=precision, tf32=True, engines=("onnxruntime", "tensorrt"))
+    recipe = Recipe(precision=precision, tf32=precision == "fp32", engines=("onnxruntime", "tensorrt"))
     target = folder / f"{name}-{precision}"
     manifest = refimpl.convert(model, target, recipe, samples=subject.samples(), tell=tell)
     seconds = time.monotonic() - began

@@ -69,12 +69,12 @@ def judged(built: Built, evidence: Sequence[Evidence], precision: str) -> Verdic
         precision: row of the table of tolerances.
     """
     found = Verdict()
-    fitting = [item for item in evidence if not built.profiles or any(covers(p, item.inputs) for p in built.profiles)]
+    telling = [item for item in evidence if _tells(built, item)]
+    if not telling:
+        return found
     try:
         with closing(tensorrt.open(built.file)) as engine:
-            for item in fitting:
-                if any(not array.size for array in item.inputs) or not any(array.size for array in item.outputs):
-                    continue
+            for item in telling:
                 outputs = engine.run([np.asarray(array, order="C") for array in item.inputs])
                 found = _with(found, item, outputs, precision)
                 if found.problem:
@@ -82,6 +82,12 @@ def judged(built: Built, evidence: Sequence[Evidence], precision: str) -> Verdic
     except RunError as error:
         return Verdict(error.message)
     return found
+
+
+def _tells(built: Built, item: Evidence) -> bool:
+    """Whether an engine is ever given such inputs, and something can be seen of what it makes of them."""
+    takes = not built.profiles or any(covers(profile, item.inputs) for profile in built.profiles)
+    return takes and all(array.size for array in item.inputs) and any(array.size for array in item.outputs)
 
 
 def _with(found: Verdict, item: Evidence, outputs: Sequence[Array], precision: str) -> Verdict:

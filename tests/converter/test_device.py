@@ -39,11 +39,12 @@ def judged(
             raise answer
         return [np.asarray(answer(*inputs))]  # type: ignore[operator]
 
-    closed = []
+    opened, closed = [], []
     engine = types.SimpleNamespace(run=run, close=lambda: closed.append(True))
-    monkeypatch.setattr(tensorrt, "open", lambda path: engine)
+    monkeypatch.setattr(tensorrt, "open", lambda path: opened.append(path) or engine)
     verdict = device.judged(built, evidence, "fp32")
-    assert closed == [True], "its memory is given back"
+    assert len(opened) == len(closed), "its memory is given back"
+    assert len(opened) == bool(verdict.compared or verdict.problem)
     return verdict
 
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from refimpl.bundle import Manifest
 from refimpl.converter import repair
+from refimpl.converter.narrow import Budget
 from refimpl.engines import tensorrt
 from tests.fake_gpu import WHERE, FakeGpu, Fault, Nodes, depthwise
 from tests.models_ops import normal, spec
@@ -151,8 +152,10 @@ def test_an_engine_for_another_gpu_is_not_tried_here(target, tried, conversion, 
     assert (WHERE in notes(manifest)) is tried
 
 
-def test_what_goes_wrong_together_is_parted_everywhere(conversion):
+def test_what_goes_wrong_together_is_parted_everywhere(conversion, monkeypatch):
     """The projections, in float32, are right; nothing else is lifted, and nothing goes to TensorFlow."""
+    budgets: list[Budget] = []
+    monkeypatch.setattr(repair, "Budget", lambda *given: budgets.append(Budget(*given)) or budgets[-1])
     manifest = conversion.run(fused_in_half)
     assert in_float32(manifest) == USUALLY_EXACT | NARROW
     assert left(manifest) == {}
@@ -160,7 +163,9 @@ def test_what_goes_wrong_together_is_parted_everywhere(conversion):
     assert reasons["block0/narrow"].startswith(f"{WHERE} computes it wrongly in fp16 (relative error 0.5")
     assert reasons["block1/narrow"] == f"it is like {PREFIX}block0/narrow, which {WHERE} computes wrongly"
     assert "3 of its layers compute in fp32" in notes(manifest)
+    (budget,) = budgets
     assert len(conversion.gpu.built) <= 12, "halving takes few engines"
+    assert len(conversion.gpu.built) - 2 == repair.BUILDS - budget.builds, "all but the first, and the product"
     conversion.ran_right("tensorrt")
 
 
@@ -210,8 +215,9 @@ def test_what_is_wrong_in_float32_too_goes_back_to_tensorflow(precision, convers
     conversion.ran_right("tensorrt")
 
 
-def test_many_of_a_kind_go_back_at_once(conversion):
+def test_many_of_a_kind_go_back_at_once(conversion, monkeypatch):
     """The second depthwise convolution takes the third along."""
+    monkeypatch.setattr(repair, "_ROUNDS", 2)
 
     def fault(nodes: Nodes) -> Iterator[onnx.NodeProto]:
         return (node for node in nodes.of("Conv") if depthwise(node))
@@ -240,18 +246,17 @@ def test_what_is_wrong_without_end_ships_without_an_engine(conversion, monkeypat
     conversion.ran_right("onnxruntime", within=1e-4)
 
 
-@pytest.mark.slow
-def test_where_nothing_would_be_left_in_float16_the_next_form_ships(conversion):
-    """Every product, alone or not: in float32 they are right, so no op has to leave."""
-
-    def fault(nodes: Nodes) -> Iterator[onnx.NodeProto]:
-        return (node for node in nodes.of("Conv", "Clip", "Add", "MatMul", "Tanh") if nodes.is_half(node))
-
-    manifest = conversion.run(fault)
-    (island,) = manifest.islands
+def test_where_nothing_would_be_left_in_float16_the_next_form_ships(tmp_path, monkeypatch):
+    """One dense layer, right in float32: no op has to leave for that."""
+    weight = tf.Variable(normal(8, 6, seed=40, scale=0.5))
+    dense = Tiny(lambda x: {"y": tf.tanh(tf.matmul(x, weight))}, spec((None, 8), name="x"), holds=[weight])
+    FakeGpu(lambda nodes: [node for node in nodes.of("MatMul") if nodes.is_half(node)]).install(monkeypatch)
+    samples = [{"x": normal(3, 8, seed=seed)} for seed in range(2)]
+    manifest = convert(dense.save(tmp_path / "m"), tmp_path / "b", samples=samples, precision="fp16", engines=BOTH)
     assert left(manifest) == {}
-    assert {engine.kind for engine in island.engines} == set(BOTH)
-    conversion.ran_right("tensorrt")
+    (island,) = manifest.islands
+    assert [engine.precision for engine in island.engines] == ["fp32", "fp32"]
+    assert f"not in fp16: {WHERE} computes it wrongly" in notes(manifest)
 
 
 @pytest.mark.parametrize("budget", [{"BUILDS": 2}, {"SECONDS": 0.0}])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from refimpl.engines import tensorrt
+from refimpl.errors import BuildError
 from tests.fake_gpu import FakeGpu
 from tools.gpu import prediction, record, verified
 from tools.gpu.prediction import Row
@@ -52,10 +53,10 @@ VERIFIED = verified.Row(
 
 
 def test_what_was_lifted_and_left_is_listed_with_its_reason() -> None:
-    rows = [VERIFIED, replace(VERIFIED, model="ResNet50", problem="max 0.7")]
+    rows = [VERIFIED, replace(VERIFIED, model="ResNet50", problem="max 0.7", error=None)]
     text = verified.markdown({**record.machine(), "rows": [asdict(row) for row in rows]})
     assert "| MobileNetV2 | fp16 | 1 tensorrt | 90% | 1 | 1 | 0.002 | yes |" in text
-    assert "| ResNet50 | fp16 | 1 tensorrt | 90% | 1 | 1 | 0.002 | max 0.7 |" in text
+    assert "| ResNet50 | fp16 | 1 tensorrt | 90% | 1 | 1 | - | max 0.7 |" in text
     assert "## MobileNetV2, fp16 (61 s)\n\n* a note\n* `conv`: wrong here\n* `tanh`: wrong, too\n" in text
 
 
@@ -70,3 +71,13 @@ def test_networks_are_verified_on_the_gpu_that_is_here(tmp_path: Path, monkeypat
     assert row["accelerated"] == 1
     assert row["lifted"]
     assert len(gpu.built) > 1
+
+
+def test_a_model_that_cannot_be_converted_is_a_row_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BuildError("no room")
+
+    monkeypatch.setitem(verified.SUBJECTS, "m", lambda: prediction.Subject(lambda folder: folder, list, dict))
+    monkeypatch.setattr("refimpl.convert", refuse)
+    assert verified.main(["--only", "m", "--out", str(tmp_path)]) == 1
+    assert "| m | fp16 | none | 0% | 0 | 0 | - | not converted: no room |" in (tmp_path / "gpu-verified.md").read_text()

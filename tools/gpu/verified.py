@@ -24,6 +24,7 @@ import refimpl
 from refimpl.bundle import Manifest
 from refimpl.converter import repair
 from refimpl.converter.device import where
+from refimpl.errors import RefimplError
 from refimpl.numerics import disagreement
 from refimpl.recipe import Recipe
 from refimpl.tolerance import tolerance_for
@@ -43,7 +44,7 @@ class Row:
         precision: that was asked for.
         engines: what ran its islands, and how many: ``"3 tensorrt"``.
         accelerated: share of its ops that TensorRT ran.
-        error: relative error of the bundle's answers against TensorFlow.
+        error: relative error of the bundle's answers against TensorFlow; None when there is no bundle.
         problem: why they are not TensorFlow's, by the tolerance of the precision; "" when they are.
         lifted: layers that compute in float32 for the GPU's sake, with reasons.
         left: ops that TensorFlow runs for the GPU's sake, with reasons.
@@ -55,7 +56,7 @@ class Row:
     precision: str
     engines: str
     accelerated: float
-    error: float
+    error: float | None
     problem: str
     lifted: Mapping[str, str]
     left: Mapping[str, str]
@@ -74,7 +75,11 @@ def verified(name: str, precision: str, folder: Path) -> Row:
     model = subject.make(folder)
     recipe = Recipe(precision=precision, tf32=precision == "fp32", engines=("onnxruntime", "tensorrt"))
     target = folder / f"{name}-{precision}"
-    manifest = refimpl.convert(model, target, recipe, samples=subject.samples(), tell=tell)
+    try:
+        manifest = refimpl.convert(model, target, recipe, samples=subject.samples(), tell=tell)
+    except RefimplError as error:
+        problem = f"not converted: {error.message}"
+        return Row(name, precision, "none", 0.0, None, problem, {}, {}, (), time.monotonic() - began)
     seconds = time.monotonic() - began
     inputs = subject.judged()
     want, result = measure.tensorflow(model, inputs), refimpl.load(target).run(inputs)
@@ -113,7 +118,11 @@ def markdown(data: Mapping[str, Any]) -> str:
     lines += ["|---|---|---|---|---|---|---|---|"]
     for row in data["rows"]:
         cells = [row["model"], row["precision"], row["engines"], f"{row['accelerated']:.0%}", str(len(row["lifted"]))]
-        cells += [str(len(row["left"])), f"{row['error']:.2g}", row["problem"] or "yes"]
+        cells += [
+            str(len(row["left"])),
+            "-" if row["error"] is None else f"{row['error']:.2g}",
+            row["problem"] or "yes",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     for row in data["rows"]:
         lines += ["", f"## {row['model']}, {row['precision']} ({row['seconds']:.0f} s)", ""]

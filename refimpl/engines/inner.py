@@ -65,7 +65,7 @@ class Inner:
         self.outputs = tuple(item.name for item in self._stored.graph.output)
         if without:
             _cut(self._stored.graph, without)
-        self._model = rounding.spelled_out(self._stored)
+        self._model = rounding.spelled_out(self._stored, tf32=rounding.TF32 in file.name)
         graph = self._stored.graph
         weights = {item.name for item in graph.initializer}
         self.inputs = tuple(item.name for item in graph.input if item.name not in weights)

@@ -32,7 +32,7 @@ def spell_out(model: Path, target: Path) -> bool:
         Whether anything was written: nothing is when no tensor of the model is of half precision.
     """
     proto = onnx.load(model, load_external_data=False)
-    spelled = rounding.spelled_out(proto)
+    spelled = rounding.spelled_out(proto, tf32=rounding.TF32 in model.name)
     if spelled is proto:
         return False
     onnx.save(spelled, target)

@@ -47,7 +47,7 @@ def build(model: Path, target: Path, profiles: Sequence[Profile], options: Build
 
 
 def open(path: Path, threads: int = 0) -> OrtEngine:  # noqa: A001  (the Protocol's name)
-    spell_out = path.name.endswith(HALF_SUFFIX)
+    spell_out = path.name.endswith(HALF_SUFFIX) or rounding.TF32 in path.name
     return OrtEngine(path, optimize=PLAIN not in path.name, spell_out=spell_out, threads=threads)
 
 
@@ -89,7 +89,8 @@ class OrtEngine:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
             if spell_out:
-                model = rounding.spelled_out(onnx.load(path, load_external_data=False))
+                model = onnx.load(path, load_external_data=False)
+                model = rounding.spelled_out(model, tf32=rounding.TF32 in path.name)
             if model is not None:
                 options.add_session_config_entry(
                     "session.model_external_initializers_file_folder_path", str(path.parent)

@@ -148,9 +148,10 @@ class GrowingEngine:
         module = kind("tensorrt")
         recipe = self._recipe
         profiles = self._wanted(inputs)
+        tf32 = self._precision == "tf32" or (recipe["tf32"] and self._precision != "fp32")
         with tempfile.TemporaryDirectory(prefix="refimpl-engine-") as folder:
             file = Path(folder) / f"{self._island.name}{module.SUFFIX}"
-            options = BuildOptions(recipe["tf32"], recipe["workspace_bytes"])
+            options = BuildOptions(tf32, recipe["workspace_bytes"])
             label = {"island": self._island.name, "precision": self._precision}
             store = cache.from_environment_if_usable()
             engine_cache.build(store, module.NAME, self._model, file, profiles, options, label)

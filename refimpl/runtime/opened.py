@@ -14,6 +14,7 @@ import numpy as np
 
 from refimpl import bundle, engines
 from refimpl.bundle import Manifest
+from refimpl.engines.tensorrt.dlpack import is_on_gpu
 from refimpl.errors import BundleError
 from refimpl.runtime.island import IslandRun, IslandRuntime
 from refimpl.specs import TensorSpec
@@ -36,7 +37,7 @@ open_bundles: dict[tuple[str, str], BundleRuntime] = {}
 _lock = threading.Lock()
 
 
-def call_engine(asset: bytes, island: bytes, bundle_id: bytes, dtypes: bytes, *inputs: Array) -> list[Any]:
+def call_engine(asset: bytes, island: bytes, bundle_id: bytes, dtypes: bytes, *inputs: Any) -> list[Any]:
     """What an engine node calls.
 
     Args:
@@ -44,16 +45,21 @@ def call_engine(asset: bytes, island: bytes, bundle_id: bytes, dtypes: bytes, *i
         island: the island's name.
         bundle_id: identity of the bundle that the graph belongs to.
         dtypes: TensorFlow's names of the output dtypes, comma-separated.
-        inputs: the island's inputs.
+        inputs: the island's inputs. TensorFlow copies what is on a GPU to the host before it calls a function of this
+            kind; a caller that hands tensors on a GPU over (``__dlpack__``) gets such tensors back.
 
     Returns:
         Arrays: a bool scalar, True when an engine ran, and the island's outputs, or empty arrays when the native
         segment must. Neither TensorFlow nor ONNX Runtime copies an array on its way here and back.
     """
-    arrays = [np.asarray(value) for value in inputs]  # TensorFlow hands scalars over as NumPy scalars
     owner, name = runtime_of(asset.decode(), bundle_id.decode()), island.decode()
-    outputs = owner.island(name).call(arrays)
-    owner.keep(name, arrays, outputs)
+    outputs: Sequence[Any] | None
+    if inputs and all(not isinstance(value, np.ndarray | np.generic) and is_on_gpu(value) for value in inputs):
+        outputs = owner.island(name).call_device(inputs)
+    else:
+        arrays = [np.asarray(value) for value in inputs]  # TensorFlow hands scalars over as NumPy scalars
+        outputs = owner.island(name).call(arrays)
+        owner.keep(name, arrays, outputs)
     if outputs is None:
         empty = [np.zeros((0,), TensorSpec("", name, ()).numpy_dtype()) for name in dtypes.decode().split(",")]
         return [np.array(False), *empty]

@@ -17,6 +17,7 @@ from refimpl.trt_convert.params import (
     PROFILE_STRATEGY_RANGE,
     TrtConversionParams,
     TrtPrecisionMode,
+    build_options,
     check_params,
     check_strategy,
     log,
@@ -169,15 +170,12 @@ class TrtGraphConverterV2(UpstreamMethods):
         self._binder = inputs.Binder(inputs.input_specs(meta_graph, key), inputs.declared_order(meta_graph, key))
 
     def _recipe(self) -> Recipe:
-        import tensorflow as tf
-
         return recipe_for(
             without_ranges(self._conversion_params, self._quantizes),
             self._base,
             strategy=self._profile_strategy if self._use_dynamic_shape else "",
             tags=tuple(self._input_saved_model_tags),
             key=self._input_saved_model_signature_key,
-            tf32=bool(tf.config.experimental.tensor_float_32_execution_enabled()),
         )
 
     def _run(self, recipe: Recipe, input_fn: InputFn | None) -> None:
@@ -271,7 +269,6 @@ class TrtGraphConverterV2(UpstreamMethods):
 
     def _build_engines(self, input_fn: InputFn) -> dict[str, Any]:
         """Build for what ``input_fn`` yields; no more than the first item, which is returned, stays in memory."""
-        from refimpl.engines import BuildOptions
         from refimpl.trt_convert import artifact
 
         first: dict[str, Any] | None = None
@@ -282,7 +279,7 @@ class TrtGraphConverterV2(UpstreamMethods):
         if first is None:
             log.error("input_fn yielded nothing")
             raise RuntimeError("Failed to convert input to tensor.")
-        options = BuildOptions(self._manifest.recipe["tf32"], self._manifest.recipe["workspace_bytes"])
+        options = build_options(self._manifest.recipe)
         manifest, failures = artifact.Builder(self._folder, seen, self._probes(first), options).build()
         for name, why in failures.items():
             log.error("no TensorRT engine could be built for %s: %s", name, why)

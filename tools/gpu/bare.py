@@ -35,6 +35,8 @@ class Bare:
         self._device.use()
         self._runtime, self._engine = deserialize(trt, self._log, file)
         self._context = self._engine.create_execution_context(KernelCache().configure(trt, self._engine))
+        if self._context is None:
+            raise RunError(self._log.said() or "TensorRT makes no context, and says no more")
         signature = signature_of(trt, self._engine)
         if len(signature.inputs) != 1 or signature.inputs[0].dtype != value.dtype:
             raise RunError(f"{file.name} does not take one input of {value.dtype}")

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -214,48 +214,52 @@ def _free() -> int:
     return device.memory()[0]
 
 
-def questions(folder: Path, bundles: Sequence[Path]) -> list[Check]:
-    """All of them; those that need a GPU are not tried without one."""
+def questions(folder: Path, bundles: Sequence[Path]) -> Iterator[Check]:
+    """All of them, one by one; those that need a GPU are not tried without one."""
     if not tensorrt.version():
-        return [Check("engines can be built", "neither tensorrt nor tensorrt_rtx is installed", holds=None)]
+        yield Check("engines can be built", "neither tensorrt nor tensorrt_rtx is installed", holds=None)
+        return
     file = built(folder)
-    if reason := tensorrt.why_not_here():
-        checks = [Check("engines execute, and refuse what is no engine", reason, holds=None)]
+    reason = tensorrt.why_not_here()
+    if reason:
+        yield Check("engines execute, and refuse what is no engine", reason, holds=None)
     else:
         engine = tensorrt.open(file)
-        checks = [leaks(engine, _free, _resident), threads(tensorrt.open(file)), on_device(engine)]
+        yield leaks(engine, _free, _resident)
+        yield threads(tensorrt.open(file))
+        yield on_device(engine)
         engine.close()
-        checks += [data_dependent(folder), second_start(file, folder), *map(carried, bundles)]
-        checks.append(crash.strange_files(file, folder))
-    checks += crash.killed(folder)
+        yield data_dependent(folder)
+        yield second_start(file, folder)
+        yield from map(carried, bundles)
+        yield crash.strange_files(file, folder)
+    yield from crash.killed(folder)
     if not reason:
-        checks.append(memory_runs_out(file))  # the last: a GPU that is full harms others
-    return checks
+        yield memory_runs_out(file)  # the last: a GPU that is full harms others
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Ask and write."""
+    """Ask, and write after every answer: what there is, should the rest not come to an end."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--bundle", type=Path, action="append", default=[], help="converted elsewhere; repeatable")
     parser.add_argument("--out", type=Path, default=record.OUT)
     given = parser.parse_args(argv)
+    checks: list[Check] = []
     with tempfile.TemporaryDirectory() as folder:
-        checks = questions(Path(folder), given.bundle)
+        for check in questions(Path(folder), given.bundle):
+            checks.append(check)
+            verdict = {True: "holds", False: "FAILS", None: "not tried"}[check.holds]
+            print(verdict, "-", check.what, "-", check.found, flush=True)
+            _write(given.out, checks)
+    return int(any(check.holds is False for check in checks))
+
+
+def _write(out: Path, checks: Sequence[Check]) -> None:
     data = {**record.machine(), "checks": [asdict(check) for check in checks]}
     about = "Written by `python -m tools.gpu.robustness`; do not edit."
-    lines = [
-        "# Robustness on the GPU",
-        "",
-        about,
-        "",
-        record.machine_line(data),
-        "",
-        *record.checks_table(data["checks"]),
-    ]
-    record.write(given.out, "gpu-robustness", data, "\n".join(lines) + "\n")
-    for check in checks:
-        print({True: "holds", False: "FAILS", None: "not tried"}[check.holds], "-", check.what, "-", check.found)
-    return int(any(check.holds is False for check in checks))
+    table = record.checks_table(data["checks"])
+    lines = ["# Robustness on the GPU", "", about, "", record.machine_line(data), "", *table]
+    record.write(out, "gpu-robustness", data, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -115,7 +115,10 @@ def timed(name: str, subject: Subject, folder: Path, batch: int) -> Row:
     layers = sorted(engine.layer_milliseconds([value]), key=lambda item: -item[1])[:_LAYERS]
     counts = engine.counts()
     engine.close()
-    bare = Bare(file, value)
+    try:
+        bare = Bare(file, value)
+    except refimpl.errors.RunError as error:
+        return Row(name, batch, ms, first, counts, layers, f"bare: {error.message}")
     ms["bare"] = median_ms(bare.call)
     says = ""
     for way, graph in (("kernels", False), ("kernels, graph", True)):

@@ -32,7 +32,12 @@ def _strictness(command: Callable[..., Any]) -> Callable[..., Any]:
             "--allow-unaccelerated", is_flag=True, help="Accept that no engine ran, or a signature was not converted."
         ),
         click.option("--calibrated-only", is_flag=True, help="Leave out inputs that int8 was not calibrated for."),
-        click.option("--time-limit", type=float, metavar="SECONDS", help="Begin no case after that, per engine."),
+        click.option(
+            "--time-limit",
+            type=click.FloatRange(min=0),
+            metavar="SECONDS",
+            help="Begin no case after that, per engine.",
+        ),
         click.option(
             "--metric",
             default="top1",
@@ -127,7 +132,10 @@ def _share(text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        return float(text.removesuffix("%")) / (100.0 if text.endswith("%") else 1.0)
+        share = float(text.removesuffix("%")) / (100.0 if text.endswith("%") else 1.0)
+        if not share >= 0:  # NaN neither
+            raise ValueError
+        return share
     except ValueError:
         raise RecipeError(f"--max-drop {text!r} is no share", hint="give 0.5% or 0.005") from None
 

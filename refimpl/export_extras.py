@@ -107,7 +107,8 @@ def _float_forms(
         notes.append("The islands ship in float32, so --saved-model adds nothing.")
         return {}
     tell("converting the model again, in float32")
-    changes = {"precision": "fp32", "engines": ["onnxruntime"], "calibration": "", "calibration_table": ""}
+    changes = {"precision": "fp32", "tf32": False, "engines": ["onnxruntime"]}
+    changes |= {"calibration": "", "calibration_table": ""}
     recipe = recipe_with(Recipe(), {**manifest.recipe, **changes}, "the bundle's recipe")
     made = pipeline.convert(saved_model, scratch / "float32", recipe, tell)
     by_ops = {_ops(item): item for item in made.islands}

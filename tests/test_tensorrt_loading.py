@@ -249,10 +249,13 @@ class Island:
             name="i", ops=(), inputs=(), outputs=(), engines=(), probe="", finite_only=finite_only, precision="fp32",
             verified="",
         )  # fmt: skip
-        self.island._candidates = [("tensorrt", engine)]
+        self.island._candidates = [(runtime.island.IslandRun("i", "tensorrt", ""), engine)]
 
     def count(self, run) -> None:
         self.runs.append((run.engine, run.reason))
+
+    def keep(self, name, inputs, outputs) -> None:
+        """Nobody listens."""
 
 
 class Everywhere(Producer):

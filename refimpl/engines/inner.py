@@ -143,7 +143,7 @@ class Inner:
             opset_imports=model.opset_import,
             ir_version=model.ir_version,
         )
-        file = folder / "part.onnx"
+        file = folder / (f"part{rounding.TF32}onnx" if rounding.TF32 in self._file.name else "part.onnx")
         onnx.save(part, file)
         return numpy.open(file)
 

@@ -51,12 +51,12 @@ def export_bundle(
     """
     manifest = bundle.read(source)
     chosen = pick_islands(source, manifest, islands)
-    tf32 = bool(manifest.recipe.get("tf32", False))
     with bundle.atomic_directory(target) as folder:
         stored = []
         for record, signature in chosen:
             tell(f"exporting {record.name}")
             with stage("export", island=record.name):
+                tf32 = bool(manifest.recipe.get("tf32", False)) and record.precision != "fp32"
                 place = folder / record.name
                 place.mkdir()
                 extra = (extras or {}).get(record.name, Extras())

@@ -11,7 +11,7 @@ from typing import Any
 
 from refimpl import bundle, calibration, runtime
 from refimpl.bundle import EngineRecord, IslandRecord, Manifest
-from refimpl.engines import onnxfiles, onnxruntime, tensorrt
+from refimpl.engines import onnxfiles, onnxruntime, rounding, tensorrt
 from refimpl.errors import BuildError, BundleError, RunError, UnsupportedError
 from refimpl.exporter.samples import Sample, StoredSample, write_samples
 
@@ -151,7 +151,7 @@ def _write_form(form: Form, folder: Path) -> StoredForm:
     target = folder / f"{form.precision}{''.join(form.file.suffixes[-_endings(form.file) :])}"
     onnxfiles.copy(form.file, target, form.weights)
     cpu = target
-    if target.name.endswith(onnxruntime.HALF_SUFFIX):
+    if target.name.endswith(onnxruntime.HALF_SUFFIX) or rounding.TF32 in target.name:
         spelled = folder / f"{form.precision}.cpu.onnx"
         cpu = spelled if onnxfiles.spell_out(target, spelled) else target
     plain, quantizes = onnxruntime.PLAIN in target.name, onnxfiles.quantizes(target)
@@ -159,8 +159,8 @@ def _write_form(form: Form, folder: Path) -> StoredForm:
 
 
 def _endings(file: Path) -> int:
-    """How many of a file's suffixes are refimpl's: ``.plain``, ``.half`` and ``.onnx``."""
-    return 1 + sum(suffix in (".plain", ".half") for suffix in file.suffixes[:-1])
+    """How many of a file's suffixes are refimpl's: ``.plain``, ``.tf32``, ``.half`` and ``.onnx``."""
+    return 1 + sum(suffix in (".plain", ".tf32", ".half") for suffix in file.suffixes[:-1])
 
 
 def _is_binary(engine: EngineRecord) -> bool:

@@ -32,6 +32,7 @@ class TaskMetric:
 
     metric: str
     examples: int
+    signature: str = ""
     tensorflow: float | None = None
     bundle: float | None = None
     drop: float | None = None
@@ -70,7 +71,25 @@ class TaskMetric:
 def measure(
     metric: str, runs: Sequence[tuple[GoldenCase, dict[str, Array] | None]], max_drop: float | None
 ) -> TaskMetric | None:
-    """The metric of all labelled cases together.
+    """The metric of the signature whose labelled cases lose most.
+
+    Signatures are not put together: the same examples often go through several, and one that stayed in TensorFlow
+    loses nothing. Arguments, result and errors are as for :func:`measure_one`.
+    """
+    keys = dict.fromkeys(case.signature for case, _ in runs)
+    found = [measure_one(metric, [run for run in runs if run[0].signature == key], max_drop) for key in keys]
+    return max((item for item in found if item is not None), key=_badness, default=None)
+
+
+def _badness(task: TaskMetric) -> tuple[bool, float]:
+    """What cannot be measured is worst."""
+    return task.drop is None or not np.isfinite(task.drop), task.drop or 0.0
+
+
+def measure_one(
+    metric: str, runs: Sequence[tuple[GoldenCase, dict[str, Array] | None]], max_drop: float | None
+) -> TaskMetric | None:
+    """The metric of all labelled cases of one signature together.
 
     Args:
         metric: a name that :func:`refimpl.metrics.per_example` knows.
@@ -86,7 +105,8 @@ def measure(
     if not runs:
         return None
     golden = np.concatenate([metrics.per_example(metric, c.labels, c.outputs, c.inputs) for c, _ in runs])
-    blank = TaskMetric(metric=metric, examples=golden.size, tensorflow=_mean(golden), max_drop=max_drop)
+    key = runs[0][0].signature
+    blank = TaskMetric(metric=metric, examples=golden.size, signature=key, tensorflow=_mean(golden), max_drop=max_drop)
     missing = [case.name for case, outputs in runs if outputs is None]
     if missing or not golden.size:
         why = f"no comparable outputs in {', '.join(missing[:3])}" if missing else "there is no example"

@@ -89,7 +89,7 @@ def task_text(task: TaskMetric) -> str:
     """The metric of both, the drop, and how sure it is."""
     if task.drop is None or task.bundle is None or task.tensorflow is None:
         return f"{task.metric} was not measured: {task.unmeasured}"
-    text = f"{task.metric} on {count(task.examples, 'example')}: "
+    text = f"{task.metric} on {count(task.examples, 'example')} of signature {task.signature!r}: "
     text += f"TensorFlow {_with(task.tensorflow, task.tensorflow_interval)}"
     text += f", bundle {_with(task.bundle, task.bundle_interval)}, drop {_with(task.drop, task.drop_interval)}"
     if task.max_drop is not None:

@@ -143,11 +143,16 @@ class Builder:
         file = f"{bundle.FOLDER}/islands/{island.name}{tensorrt.SUFFIX}"
         label = {"model": manifest.source_name, "island": island.name, "precision": island.precision}
         store = cache.from_environment_if_usable()
-        engine_cache.build(store, _KIND, self.folder / stored, self.folder / file, profiles, self.options, label)
-        precision = "tf32" if self.options.tf32 and island.precision == "fp32" else island.precision
+        options = self.options
+        if recipe["tf32"] and island.precision == "fp32":  # it was found not to stand it
+            options = replace(options, tf32=False)
+        engine_cache.build(store, _KIND, self.folder / stored, self.folder / file, profiles, options, label)
+        precision = "tf32" if options.tf32 and island.precision == "fp32" else island.precision
         if island.probe:
             self._renew_probe(island, profiles, onnxruntime.open(self.folder / stored))
-        return _with_engine(island, replace(record, file=file, version=tensorrt.version(), precision=precision))
+        return _with_engine(
+            island, replace(record, file=file, version=tensorrt.version(), precision=precision, targets=options.targets)
+        )
 
     def _renew_probe(self, island: IslandRecord, profiles: Sequence[Profile], proven: OpenEngine) -> None:
         """Store a new probe when the engine would not take the old one's shapes.

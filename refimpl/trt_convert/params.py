@@ -165,7 +165,8 @@ def build_options(recipe: Mapping[str, Any]) -> BuildOptions:
     import tensorflow as tf
 
     allowed = bool(tf.config.experimental.tensor_float_32_execution_enabled())
-    return BuildOptions(tf32=recipe["tf32"] or allowed, workspace_bytes=recipe["workspace_bytes"])
+    targets = tuple(recipe.get("targets", ()))
+    return BuildOptions(recipe["tf32"] or allowed, recipe["workspace_bytes"], targets=targets)
 
 
 def recipe_profile(strategy: str) -> str:

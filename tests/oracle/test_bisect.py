@@ -16,7 +16,7 @@ from rich.console import Console
 import refimpl
 from refimpl import bundle, oracle, runtime
 from refimpl.engines import onnxruntime
-from refimpl.errors import GoldenError
+from refimpl.errors import GoldenError, RecipeError
 from refimpl.oracle.bisect import Origin, Place, bisect, render
 from refimpl.oracle.bisect.reference import ReferenceGraph
 from refimpl.recipe import Recipe
@@ -172,6 +172,12 @@ def test_the_engine_can_be_chosen(tmp_path: Path) -> None:
     assert report.finding is not None
     assert report.finding.engine == "numpy"
     assert report.finding.op[1] == "BiasAdd"
+
+
+def test_an_engine_that_is_not_stored_is_no_culprit(tmp_path: Path) -> None:
+    path = planted("lstm", tmp_path, operand("dense_1/BiasAdd", 1, shifted(3.0)))
+    with pytest.raises(RecipeError, match="the bundle stores no tensorrt engine"):
+        bisect(path, golden_of("lstm"), engines=("tensorrt",))
 
 
 def test_a_bundle_without_islands_has_nothing_to_search(tmp_path: Path) -> None:

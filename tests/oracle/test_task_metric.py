@@ -15,7 +15,7 @@ from refimpl.oracle import CheckOptions, Verdict, check
 from refimpl.oracle.cases import CaseKind
 from refimpl.oracle.golden import Golden
 from refimpl.oracle.task_metric import TaskMetric, bootstrap_interval, wilson_interval
-from tests.oracle.fakes import FakeBundle, make_case, write_golden
+from tests.oracle.fakes import SIGNATURE, FakeBundle, make_case, write_golden
 
 ROWS = 40
 
@@ -62,6 +62,26 @@ def test_the_metric_of_both_over_all_labelled_cases(labelled: Golden) -> None:
     assert 0 < low < 10 / 80 < high
     assert found.tensorflow_interval == pytest.approx(wilson_interval(76, 80))
     assert found.bundle_interval == pytest.approx(wilson_interval(66, 80))
+
+
+def test_signatures_are_not_put_together(labelled: Golden, tmp_path: Path) -> None:
+    """One that loses nothing must not halve what the other one loses."""
+    twins = [replace(case, signature="twin") for case in labelled.cases]
+    signatures = (SIGNATURE, replace(SIGNATURE, key="twin"))
+    both = write_golden(tmp_path / "both", [*labelled.cases, *twins], signatures)
+
+    class OnlyOne(FakeBundle):
+        def run(self, inputs: Any, signature: str) -> Any:
+            bent, self.fault = self.fault, (self.fault if signature == "serving_default" else lambda outputs: outputs)
+            try:
+                return super().run(inputs, signature)
+            finally:
+                self.fault = bent
+
+    found = check("b", both.path, CheckOptions(), open_with=OnlyOne(both, confused(5)).opener()).task
+    assert found is not None
+    assert (found.signature, found.examples) == ("serving_default", 2 * ROWS)
+    assert found.drop == pytest.approx(10 / 80)
 
 
 def test_the_interval_is_paired(labelled: Golden) -> None:

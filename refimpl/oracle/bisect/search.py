@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from refimpl.errors import GoldenError
+from refimpl.errors import GoldenError, RecipeError
 from refimpl.oracle.bisect.cuts import CaseSearch
 from refimpl.oracle.bisect.finding import Finding, Place, Ranking, Report
 from refimpl.oracle.bisect.keep import REDUCED
@@ -20,6 +21,17 @@ from refimpl.oracle.runners import open_bundle
 Progress = Callable[[str], None]
 _RANKABLE = (CaseKind.USER, CaseKind.ORDINARY)
 _IN_DOUBT = ("large", "small", "zeros", "ones")  # generated cases that say little about real inputs
+
+
+def _require_stored(manifest: Any, engines: Sequence[str]) -> None:
+    """Refuse to look at engines of which the bundle has none: nothing could be said of them."""
+    stored = {engine.kind for island in manifest.islands for engine in island.engines if engine.file}
+    stored |= {"numpy"} if "onnxruntime" in stored else set()
+    if engines and manifest.islands and stored.isdisjoint(engines):
+        raise RecipeError(
+            f"the bundle stores no {' or '.join(engines)} engine",
+            hint=f"it stores: {', '.join(sorted(stored)) or 'none'}",
+        )
 
 
 def bisect(
@@ -45,11 +57,13 @@ def bisect(
         GoldenError: the record is missing, damaged, of another SavedModel, or has no such case.
         BundleError: the bundle is missing, damaged, or of a newer format.
         SourceError: TensorFlow cannot load the bundle.
+        RecipeError: the bundle stores no engine of these kinds.
         UnsupportedError: TensorFlow or an engine is not installed.
     """
     record = read_golden(golden)
     loaded = open_bundle(bundle, engines)
     require_same_source(record, loaded.manifest.source_sha256)
+    _require_stored(loaded.manifest, engines or ())
     opened = Opened(Path(bundle).absolute(), loaded, engines or ())  # type: ignore[arg-type]
     say = progress or (lambda _: None)
     try:

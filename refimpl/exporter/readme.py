@@ -14,6 +14,7 @@ In the folder of each island:
 
   PRECISION.onnx          the island; what refimpl and TensorRT build engines from. Opens in Netron
   PRECISION.half.onnx     the same, with float16 or bfloat16 tensors in it, or int8 beside them
+  PRECISION.tf32.onnx     the same, when its float32 products may be rounded to TF32
   PRECISION.plain.onnx    the same, of an island that agrees with TensorFlow only while ONNX Runtime does not optimize
   PRECISION.cpu.onnx      a half island as refimpl's embedded engine runs it: see below
   *.onnx.data             weights of the ONNX file of that name, when they are too large to lie in it

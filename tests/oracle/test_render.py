@@ -74,6 +74,7 @@ def full(passed: VerdictSet) -> VerdictSet:
         ),
         task=TaskMetric(
             metric="top1",
+            signature="serving_default",
             examples=8,
             tensorflow=0.75,
             bundle=0.5,
@@ -109,7 +110,8 @@ def test_text_has_the_facts(full: VerdictSet) -> None:
     text = text_of(full, 200)
     assert "serving_default: 2 of 2 ops (100%) in 2 islands" in text
     assert "2 ms a call, 0.50 of TensorFlow's 4 ms (serving_default/normal-b3, median of 5)" in text
-    assert "top1 on 8 examples: TensorFlow 0.75 (95 %: 0.4 to 0.9), bundle 0.5, drop 0.25 (95 %: 0 to 0.5)" in text
+    assert "top1 on 8 examples of signature 'serving_default': TensorFlow 0.75 (95 %: 0.4 to 0.9), bundle 0.5" in text
+    assert "drop 0.25 (95 %: 0 to 0.5)" in text
     assert "share     serving_default  125.0%  100.0%  125.0%   worse" in text
     assert "islands   serving_default  3       2       3        better" in text
     assert text.splitlines()[-1] == (
@@ -238,7 +240,7 @@ def test_markdown(failed: VerdictSet, full: VerdictSet) -> None:
     assert "onnxruntime 2" in row
     text = to_markdown(full)
     assert "| share | serving_default | 125.0% | 100.0% | 125.0% | **worse** |" in text
-    assert "- top1 on 8 examples: " in text
+    assert "- top1 on 8 examples of signature 'serving_default': " in text
     assert "- latency: 2 ms a call" in text
     for table in text.split("\n\n"):
         assert len({line.count(" | ") for line in table.splitlines() if line.startswith("|")}) <= 1, table

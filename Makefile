@@ -1,6 +1,7 @@
 # make demo    convert, run and check a real network
 # make test    the linters and all tests; FAST=1 leaves out the slow ones
 # make lint    the linters alone
+# make docs    this documentation as a site, docs/_build/html; Python 3.11 or 3.12
 # make clean   remove what these made
 #
 # PYTHON=python3.12 picks another Python (3.10 to 3.12); VENV=path puts the environment elsewhere.
@@ -11,10 +12,10 @@ FAST ?= 0
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
-INPUTS := pyproject.toml constraints.txt
+INPUTS := pyproject.toml constraints.txt setup.py refimpl/vendoring.py
 MARKED := $(if $(filter 1,$(FAST)),-m "not slow",)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -22,6 +23,11 @@ demo: $(VENV)/.installed
 
 test: lint
 	$(BIN)/python -m pytest $(MARKED)
+
+# Warnings are errors, and a reference that leads nowhere is a warning. `make test` builds it, too.
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+	@echo docs/_build/html/index.html
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -43,9 +49,9 @@ $(VENV)/.installed: $(VENV)/.created $(INPUTS)
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.created $(INPUTS)
-	$(INSTALL) -e '.[cpu,rtx,dev]'
+	$(INSTALL) -e '.[cpu,rtx,dev,docs]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) .models demo_out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .models demo_out docs/_build refimpl/vendor build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find refimpl tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -155,10 +155,12 @@ def explain(
     from refimpl.converter import pipeline
 
     judge, plans = pipeline.explain(Path(saved_model), recipe or Recipe(), tell or _silent)
-    return Explanation(judge, tuple(map(_summary, plans)))
+    return Explanation(judge, tuple(_summary(plan, index) for index, plan in enumerate(plans)))
 
 
-def _summary(plan: Plan) -> PlanSummary:
+def _summary(plan: Plan, index: int) -> PlanSummary:
+    from refimpl.converter.records import graph_of
+
     ops = plan.graph.ops
     return PlanSummary(
         signature=plan.graph.source.signature,
@@ -169,4 +171,5 @@ def _summary(plan: Plan) -> PlanSummary:
             if ops[name].type not in IDLE_OPS
         ),
         ops_total=sum(op.type not in IDLE_OPS for op in ops.values()),
+        graph=graph_of(plan, index),
     )

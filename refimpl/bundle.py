@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from refimpl.errors import BundleError, RecipeError
+from refimpl.places import recognised
 from refimpl.specs import DirectCall, Signature, TensorSpec
 
 FORMAT_VERSION = 2
@@ -43,16 +44,10 @@ class EngineRecord:
     precision: str  # what it computes in; decides how close it must come to TensorFlow
     profiles: tuple[Mapping[str, Any], ...] = ()
     targets: tuple[str, ...] = ()  # compute capabilities that it was built for; empty: the library's own choice
+    build_seconds: float | None = None  # None: nothing was built (embedded, from the cache), or an older bundle
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "file": self.file,
-            "version": self.version,
-            "precision": self.precision,
-            "profiles": list(self.profiles),
-            "targets": list(self.targets),
-        }
+        return {**vars(self), "profiles": list(self.profiles), "targets": list(self.targets)}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> EngineRecord:
@@ -76,6 +71,7 @@ class IslandRecord:
     notes: tuple[str, ...] = ()
     layers: tuple[tuple[str, str, str, str], ...] = ()  # (ONNX node, op type, precision, why not what was asked for)
     accuracy: Mapping[str, float] | None = None  # against TensorFlow, of an island made less precise
+    timing: Mapping[str, float] | None = None  # seconds of its crossing, and of TensorFlow, on its probe
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -91,6 +87,7 @@ class IslandRecord:
             "notes": list(self.notes),
             "layers": [list(item) for item in self.layers],
             "accuracy": self.accuracy,
+            "timing": self.timing,
         }
 
     @staticmethod
@@ -108,6 +105,7 @@ class IslandRecord:
             notes=tuple(data["notes"]),
             layers=tuple((name, op, precision, reason) for name, op, precision, reason in data["layers"]),
             accuracy=data["accuracy"],
+            timing=data.get("timing"),  # not in older bundles
         )
 
 
@@ -220,13 +218,11 @@ def read(path: Path, *, check_files: bool = True) -> Manifest:
     Raises:
         BundleError: not a bundle, damaged, of a newer format, or a file is missing, changed or unknown.
     """
-    if not path.is_dir():
+    if not path.exists():
         raise BundleError(f"no such bundle: {path}", hint="make one with refimpl convert SAVED_MODEL BUNDLE")
     if not (path / POINTER).is_file():
-        kind = "a SavedModel that was not converted" if (path / "saved_model.pb").exists() else "no SavedModel either"
-        raise BundleError(
-            f"{path} is not a refimpl bundle ({kind})", hint="make one with refimpl convert SAVED_MODEL BUNDLE"
-        )
+        kind, advice = recognised(path)
+        raise BundleError(f"{path} is not a refimpl bundle ({kind})", hint=advice)
     manifest = _read_manifest(path)
     if check_files:
         with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
@@ -290,7 +286,7 @@ def check_file(path: Path, manifest: Manifest, name: str) -> Path:
         BundleError: the file is missing, changed, or not in the manifest.
     """
     if name not in manifest.files:
-        raise BundleError(f"{name} is not a file of the bundle {path}")
+        raise BundleError(f"{name} is not a file of the bundle {path}", hint="copy or convert the bundle again")
     file = path / name
     try:
         digest = file_sha256(file)

@@ -185,7 +185,10 @@ def save(tables: CalibrationTable | Sequence[CalibrationTable], path: Path) -> N
     tables = (tables,) if isinstance(tables, CalibrationTable) else tuple(tables)
     names = [table.signature for table in tables]
     if not names or len(set(names)) != len(names):
-        raise RecipeError(f"a calibration file holds one table per signature, not {names}")
+        raise RecipeError(
+            f"a calibration file holds one table per signature, not {names}",
+            hint="save the tables of each signature once",
+        )
     data = {"format": FORMAT, "format_version": FORMAT_VERSION, "tables": [table.to_json() for table in tables]}
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     try:

@@ -2,49 +2,56 @@
 
 from __future__ import annotations
 
-import logging
+import io
 import sys
 import traceback
 from collections.abc import Sequence
 
 import click
 
-from refimpl import __version__, env
+from refimpl import __version__
 from refimpl.cli_bisect import bisect
 from refimpl.cli_cache import cache
 from refimpl.cli_calibration import calibration
 from refimpl.cli_check import check
-from refimpl.cli_convert import convert, explain, inspect, run
+from refimpl.cli_completion import completion
+from refimpl.cli_convert import convert
+from refimpl.cli_doctor import doctor
+from refimpl.cli_explain import explain, inspect
 from refimpl.cli_export import export
+from refimpl.cli_group import group
+from refimpl.cli_help import describe_error, help_command
+from refimpl.cli_picture import picture
 from refimpl.cli_record import record
-from refimpl.doctor import doctor
+from refimpl.cli_report import report
+from refimpl.cli_run import run
 from refimpl.errors import RefimplError
 
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="refimpl")
-@click.option("-v", "--verbose", is_flag=True, help="Say what the runtime picks, and more.")
-@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
-def group(*, verbose: bool, quiet: bool) -> None:
-    """Run the parts of a TensorFlow SavedModel that TensorRT supports in engines, and prove the answers stay
-    TensorFlow's.
-    """
-    level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    logger = logging.getLogger("refimpl")
-    logger.handlers[:] = [handler]
-    logger.setLevel(level)
-    logger.propagate = False
-    env.quiet_tensorflow()
-
-
-for command in (convert, explain, inspect, run, record, check, bisect, export, calibration, cache, doctor):
+for command in (
+    convert,
+    explain,
+    inspect,
+    run,
+    record,
+    check,
+    bisect,
+    report,
+    picture,
+    export,
+    calibration,
+    cache,
+    doctor,
+    help_command,
+    completion,
+):
     group.add_command(command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of models are Unicode, a terminal may not be
     try:
         code = group.main(args=list(argv) if argv is not None else None, prog_name="refimpl", standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -54,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         error.show()
         return 2
     except RefimplError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {describe_error(error)}", err=True)
         return 2
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; nothing was written", err=True)

@@ -6,14 +6,23 @@ import json
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from refimpl import env
+from refimpl import env, terminal
 from refimpl.cache import Cache, Entry, open_cache
 from refimpl.errors import RecipeError
+from refimpl.tables import Column
+from refimpl.text import counted
 
 _PLACE = click.argument("folder", type=click.Path(path_type=Path), metavar="[DIR]", required=False)
+_COLUMNS = (
+    Column("key"),
+    Column("what"),
+    Column("model", "name"),
+    Column("of it", "name"),
+    Column("precision"),
+    Column("size", "number"),
+    Column("last used"),
+)
 
 
 @click.group()
@@ -31,13 +40,13 @@ def show(folder: Path | None, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"folder": str(found.folder), "entries": [item.to_json() for item in entries]}, indent=2))
         return
-    console = Console(highlight=False, markup=False, no_color=env.prefers_plain_text() or None)
-    table = Table("key", "what", "model", "of it", "precision", "size", "last used", box=None, pad_edge=False)
+    console, rows = terminal.stdout_console(), []
     for item in entries:
         used = str(item.to_json()["last_use"])[5:16].replace("T", " ")
-        table.add_row(item.key[:8], item.kind, *_named(item), _size(item.size), used)
-    console.print(table)
-    console.print(f"{len(entries)} entries, {_size(sum(item.size for item in entries))} (times are UTC)")
+        rows.append((item.key[:8], item.kind, *_named(item), _size(item.size), used))
+    terminal.print_table(console, _COLUMNS, rows)
+    total = _size(sum(item.size for item in entries))
+    terminal.print_line(console, f"{counted(len(entries), 'entry')}, {total} (times are UTC)")
 
 
 @cache.command()
@@ -45,7 +54,7 @@ def show(folder: Path | None, *, as_json: bool) -> None:
 def clear(folder: Path | None) -> None:
     """Remove everything from the cache DIR."""
     count, size = _open(folder, read_only=False).clear()
-    click.echo(f"removed {count} entries, {_size(size)}")
+    click.echo(f"removed {counted(count, 'entry')}, {_size(size)}")
 
 
 def _open(folder: Path | None, *, read_only: bool) -> Cache:

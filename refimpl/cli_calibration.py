@@ -9,14 +9,20 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from refimpl import calibration as tables
-from refimpl import env
 from refimpl.calibration import CalibrationTable, Difference
+from refimpl.tables import Column
+from refimpl.terminal import print_line, print_table, stdout_console
+from refimpl.text import counted
 
 _PATH = click.Path(path_type=Path)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+_RANGES = (
+    Column("tensor", "text"),  # every letter of it: it is a key
+    *(Column(name, "number") for name in ("low", "high", "99.99 %", "threshold", "clipped")),
+)
+_DIFFERENCES = (Column("tensor", "text"), *(Column(name, "number") for name in ("in A", "in B", "ratio")))
 
 
 @click.group()
@@ -33,7 +39,7 @@ def show(table: Path, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"tables": [item.to_json() for item in found]}, indent=2))
         return
-    console = _console()
+    console = stdout_console()
     for item in found:
         _print_table(console, item)
 
@@ -56,10 +62,10 @@ def diff(context: click.Context, a: Path, b: Path, *, as_json: bool) -> None:
         shared = {name: [row.to_json() for row in rows[name]] for name in both}
         click.echo(json.dumps({"same": same, "signatures": shared, "only_in": alone, "made": context_of}, indent=2))
     else:
-        console = _console()
+        console = stdout_console()
         for side, names in alone.items():
             for name in names:
-                console.print(f"{name}: only in {side}")
+                print_line(console, f"{name}: only in {side}")
         for name in both:
             _print_differences(console, name, rows[name], context_of[name], len(first[name].ranges))
     context.exit(0 if same else 1)
@@ -73,53 +79,47 @@ def _other_differences(a: CalibrationTable, b: CalibrationTable) -> dict[str, li
 
 def _print_table(console: Console, item: CalibrationTable) -> None:
     method = f"{item.method} {item.percentile:g} %" if item.method == "percentile" else item.method
-    console.print(f"{item.signature}: {len(item.ranges)} tensors, {method}, {item.batches} batches")
-    console.print(f"model {item.source_sha256[:12]}, made {item.created} by refimpl {item.refimpl}")
-    table = Table(box=None, pad_edge=False)
-    table.add_column("tensor", overflow="fold")
-    for name in ("low", "high", "99.99 %", "threshold", "clipped"):
-        table.add_column(name, justify="right", no_wrap=True)
+    size = f"{counted(len(item.ranges), 'tensor')}, {method}, {counted(item.batches, 'batch')}"
+    print_line(console, f"{item.signature}: {size}")
+    print_line(console, f"model {item.source_sha256[:12]}, made {item.created} by refimpl {item.refimpl}")
+    rows = []
     for name in sorted(item.ranges):
         seen = item.ranges[name]
         within = seen.quantiles.get("99.99")
-        table.add_row(
-            name,
-            f"{seen.low:.4g}",
-            f"{seen.high:.4g}",
-            "" if within is None else f"{within:.4g}",
-            f"{seen.threshold:.4g}" if seen.threshold else "none",
-            f"{100 * seen.clipped:.2g}%" if seen.clipped else "",
+        rows.append(
+            (
+                name,
+                f"{seen.low:.4g}",
+                f"{seen.high:.4g}",
+                "" if within is None else f"{within:.4g}",
+                f"{seen.threshold:.4g}" if seen.threshold else "none",
+                f"{100 * seen.clipped:.2g}%" if seen.clipped else "",
+            )
         )
-    console.print(table)
+    print_table(console, _RANGES, rows)
     for line in item.warnings:
-        console.print(f"warning: {line}")
+        print_line(console, f"warning: {line}")
 
 
 def _print_differences(
     console: Console, signature: str, rows: tuple[Difference, ...], made: dict[str, list[Any]], count: int
 ) -> None:
-    verdict = f"{len(rows)} thresholds differ" if rows else f"the same {count} thresholds"
-    console.print(f"{signature}: {verdict}")
+    verb = "differs" if len(rows) == 1 else "differ"
+    verdict = f"{counted(len(rows), 'threshold')} {verb}" if rows else f"the same {counted(count, 'threshold')}"
+    print_line(console, f"{signature}: {verdict}")
     for name, (a, b) in made.items():
         a, b = (value[:12] if name == "source_sha256" else value for value in (a, b))  # noqa: PLW2901
-        console.print(f"  {name}: {a} in A, {b} in B")
+        print_line(console, f"  {name}: {a} in A, {b} in B")
     if not rows:
         return
-    table = Table(box=None, pad_edge=False)
-    table.add_column("tensor", overflow="fold")
-    for name in ("in A", "in B", "ratio"):
-        table.add_column(name, justify="right", no_wrap=True)
+    cells = []
     for row in rows:
         a, b = ("" if value is None else f"{value:.4g}" for value in (row.a, row.b))
-        table.add_row(row.tensor, a, b, _ratio(row))
-    console.print(table)
+        cells.append((row.tensor, a, b, _ratio(row)))
+    print_table(console, _DIFFERENCES, cells)
 
 
 def _ratio(row: Difference) -> str:
     if row.ratio is None:
         return "only in A" if row.b is None else "only in B"
     return f"{row.ratio:.3g}" if math.isfinite(row.ratio) else ""
-
-
-def _console() -> Console:
-    return Console(highlight=False, markup=False, no_color=env.prefers_plain_text() or None)

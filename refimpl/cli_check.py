@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from refimpl import env
-from refimpl.cli_record import progress_to_stderr
-from refimpl.errors import GoldenError, RecipeError
+from refimpl.cli_shared import progress
+from refimpl.errors import RecipeError
+from refimpl.terminal import stdout_console
 
 if TYPE_CHECKING:
     from refimpl.oracle import VerdictSet
+    from refimpl.progress import Tell
 
 _PATH = click.Path(path_type=Path)
 _REPEAT = 5
@@ -26,6 +24,9 @@ def _strictness(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that decide what passes."""
     options = [
         click.option("--engine", "engines", multiple=True, help="An engine that may run.  [the bundle's choice]"),
+        click.option(
+            "--signature", "signatures", multiple=True, metavar="NAME", help="Judge only this one.  [all of golden]"
+        ),
         click.option("--all-engines", is_flag=True, help="Judge TensorFlow itself, then each engine alone."),
         click.option("--allow-fallback", is_flag=True, help="Accept islands that ran in TensorFlow unexpectedly."),
         click.option(
@@ -40,10 +41,9 @@ def _strictness(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--metric",
-            default="top1",
-            show_default=True,
+            default="",
             metavar="top1|top5|mae|MOD:FN",
-            help="What is measured on labelled cases.",
+            help="What is measured on labelled cases.  [top1]",
         ),
         click.option("--max-drop", metavar="0.5%", help="What the metric may lose.  [it is only reported]"),
         click.option("--baseline", type=_PATH, metavar="VERDICT.json", help="Fail where it got worse since then."),
@@ -83,31 +83,39 @@ def check(
     **choices: Any,
 ) -> None:
     """Judge BUNDLE by the TensorFlow answers in GOLDEN. Exit 0: they match; 1: they do not."""
-    from refimpl.oracle import render, render_junit, render_markdown
+    from refimpl.oracle import render, render_junit, render_markdown, report_files
 
-    with contextlib.redirect_stdout(sys.stderr):
-        verdicts = _judged(bundle, golden, **choices)
+    reports = [
+        ("--junit", junit, report_files.JUNIT, render_junit.to_junit),
+        ("--markdown", markdown, report_files.MARKDOWN, render_markdown.to_markdown),
+    ]
+    if junit is not None and markdown is not None and junit.resolve() == markdown.resolve():
+        raise RecipeError(f"--junit and --markdown name one file, {junit}", hint="give each a file of its own")
+    for option, path, mark, _ in reports:
+        if path is not None:
+            report_files.require_writable(option, path, mark, (bundle, golden))
+    with progress() as tell:
+        verdicts = _judged(bundle, golden, tell, **choices)
     if as_json:
         click.echo(render.to_json_text(verdicts))
     else:
-        from rich.console import Console
-
-        plain = env.prefers_plain_text() or None
-        render.print_verdicts(verdicts, Console(highlight=False, markup=False, no_color=plain))
-    for path, text in ((junit, render_junit.to_junit), (markdown, render_markdown.to_markdown)):
+        render.print_verdicts(verdicts, stdout_console())
+    for _, path, _, text_of in reports:
         if path is not None:
-            _write_report(path, text(verdicts))
+            report_files.write(path, text_of(verdicts))
     context.exit(verdicts.exit_code)
 
 
 def _judged(
     bundle: Path,
     golden: Path,
+    tell: Tell,
     *,
     baseline: Path | None,
     allowed: tuple[str, ...],
     all_engines: bool,
     engines: tuple[str, ...],
+    signatures: tuple[str, ...],
     max_drop: str | None,
     **strictness: Any,
 ) -> VerdictSet:
@@ -117,14 +125,13 @@ def _judged(
     allowances = oracle.allowances(allowed)
     if allowed and baseline is None:
         raise RecipeError("--allow-drift allows nothing without --baseline", hint="give --baseline VERDICT.json")
-    before = oracle.read_baseline(baseline) if baseline is not None else None
-    options = oracle.CheckOptions(engines=engines or None, max_drop=_share(max_drop), **strictness)
-    verdicts = oracle.judge(bundle, golden, options, all_engines=all_engines, progress=progress_to_stderr())
-    if before is None or baseline is None:
-        return verdicts
-    now = oracle.Snapshot.of(verdicts.to_json())
-    oracle.require_same_model(before, now, baseline)
-    return replace(verdicts, drift=oracle.compare_with(baseline.name, before, now, allowances))
+    before = None
+    if baseline is not None:
+        before = oracle.Baseline(path=baseline, snapshot=oracle.read_baseline(baseline), allowed=allowances)
+    options = oracle.CheckOptions(
+        engines=engines or None, signatures=signatures or None, max_drop=_share(max_drop), **strictness
+    )
+    return oracle.judge(bundle, golden, options, all_engines=all_engines, baseline=before, progress=tell)
 
 
 def _share(text: str | None) -> float | None:
@@ -138,10 +145,3 @@ def _share(text: str | None) -> float | None:
         return share
     except ValueError:
         raise RecipeError(f"--max-drop {text!r} is no share", hint="give 0.5% or 0.005") from None
-
-
-def _write_report(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise GoldenError(f"cannot write {path}: {error.strerror}", hint="choose another place") from error

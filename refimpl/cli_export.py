@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from refimpl.cli_convert import progress, stdout_console
+from refimpl import terminal
+from refimpl.cli_shared import progress
 
 _PATH = click.Path(path_type=Path)
 
@@ -36,7 +37,7 @@ def export(
     if as_json:
         click.echo(json.dumps(made, indent=2))
         return
-    console = stdout_console()
+    console = terminal.stdout_console()
     for line in [*(line for item in made["islands"] for line in _told(item)), *made["notes"]]:
         console.print(line)
     console.print("reproduce.sh, in the new folder, compares them with TensorFlow by polygraphy run")

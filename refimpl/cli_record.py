@@ -1,20 +1,21 @@
-"""The command ``record``, and what the commands of the oracle share."""
+"""The command ``record``."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from refimpl.cli_shared import FILE_NAME, progress
 from refimpl.errors import RecipeError
-from refimpl.specs import Shape
+from refimpl.terminal import print_line, stdout_console
+from refimpl.text import counted
+
+if TYPE_CHECKING:
+    from refimpl.specs import Shape
 
 _UNSTABLE = {
     "values": "values not repeatable",
@@ -39,18 +40,12 @@ def parse_shapes(options: tuple[str, ...]) -> dict[str, Shape]:
     return shapes
 
 
-def progress_to_stderr() -> Callable[[str], None]:
-    """A reporter of progress: one line per step, on stderr, since stdout is for data; silent after --quiet."""
-    quiet = logging.getLogger("refimpl").level >= logging.ERROR
-    return lambda line: None if quiet else click.echo(line, err=True)
-
-
 @click.command()
 @click.argument("saved_model", type=click.Path(path_type=Path))
 @click.argument("golden", type=click.Path(path_type=Path))
 @click.option("--signature", "signatures", multiple=True, help="A signature to record; all when not given.")
 @click.option("--tags", help="Tags of the meta graph, with commas.  [default: serve]")
-@click.option("--cases", help="Your inputs: FILE.npz, a folder of them, or package.module:function.")
+@click.option("--cases", type=FILE_NAME, help="Your inputs: FILE.npz, a folder of them, or package.module:function.")
 @click.option("--label", "labels", multiple=True, metavar="NAME", help="An array of --cases to keep and not to feed.")
 @click.option("--shape", "shapes", multiple=True, metavar="NAME=1x224x224x3", help="Sizes of unknown dimensions.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Varies the generated values.")
@@ -69,7 +64,7 @@ def record(
     """Record TensorFlow's answers of SAVED_MODEL in the new directory GOLDEN."""
     from refimpl import oracle
 
-    with contextlib.redirect_stdout(sys.stderr):  # libraries chat; stdout is for data
+    with progress() as tell:
         made = oracle.record(
             saved_model,
             golden,
@@ -79,7 +74,7 @@ def record(
             shapes=parse_shapes(shapes),
             seed=seed,
             labels=labels,
-            progress=progress_to_stderr(),
+            progress=tell,
         )
     summary: dict[str, Any] = {
         "golden": str(golden),
@@ -101,9 +96,10 @@ def record(
     if as_json:
         click.echo(json.dumps(summary, indent=1))
         return
-    click.echo(f"{golden}: {len(made.cases)} cases of {', '.join(made.signatures)}")
+    console = stdout_console()
+    print_line(console, f"{golden}: {counted(len(made.cases), 'case')} of {', '.join(made.signatures)}")
     for case in made.cases:
         notes = [case.note, *(f"{name}: {_UNSTABLE[what]}" for name, what in case.unstable.items())]
-        click.echo(f"  {case.signature}/{case.name}" + "".join(f"  ({note})" for note in notes if note))
+        print_line(console, f"  {case.signature}/{case.name}" + "".join(f"  ({note})" for note in notes if note))
     for lost in made.dropped:
-        click.echo(f"  dropped {lost.signature}/{lost.name}: {lost.reason}")
+        print_line(console, f"  dropped {lost.signature}/{lost.name}: {lost.reason}")

@@ -1,25 +1,19 @@
-"""What is installed here, what can be built here, and what can execute here: the command ``doctor``.
+"""What is installed here, what can be built here, and what can execute here: what ``refimpl doctor`` shows.
 
 Nothing is assumed from a version number: each kind of engine builds a network of one op and runs it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import shutil
-import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from refimpl import engines, env
+from refimpl import engines, env, vendoring
 from refimpl.engines import tensorrt
 from refimpl.errors import RefimplError
 from refimpl.gpus import Gpu, list_gpus
@@ -50,6 +44,7 @@ class Health:
     tensorrt: tuple[tuple[str, str], ...]  # what the installed TensorRT can do, and what it found out about the GPU
     temp: str
     temp_free_bytes: int
+    report_graph: str = ""  # what draws the graph of HTML reports; "" when it is missing
 
 
 def examine() -> Health:
@@ -67,6 +62,7 @@ def examine() -> Health:
         tensorrt=examine_tensorrt(),
         temp=temp,
         temp_free_bytes=shutil.disk_usage(temp).free,
+        report_graph=f"{vendoring.NAME} {vendoring.VERSION}" if vendoring.library() is not None else "",
     )
 
 
@@ -129,43 +125,8 @@ def advice(health: Health) -> tuple[str, ...]:
         lines.append("No TensorRT: conversion works and uses a shipped table; 'refimpl[rtx]' needs no GPU to build.")
     elif trt.builds and not trt.executes:
         lines.append("TensorRT engines can be built here ahead of time; bundles run through ONNX Runtime here.")
+    if not health.report_graph:
+        lines.append(f"The graph of HTML reports will be a still picture: {vendoring.HOW_TO_GET_IT}.")
     if health.temp_free_bytes < 2 << 30:
         lines.append(f"Less than 2 GiB are free in {health.temp}: large models may not fit.")
     return tuple(lines)
-
-
-def show(health: Health, console: Console) -> None:
-    """Print the report for a person. The console must not read markup: ``refimpl[cpu]`` looks like it."""
-    packages = Table("package", "version", title="Installed", title_justify="left")
-    for name, version in health.versions.items():
-        packages.add_row(name, version)
-    console.print(packages)
-    table = Table("engine", "library", "builds", "executes", "why not", title="Engines", title_justify="left")
-    for engine in health.engines:
-        builds, executes = ("yes" if it else "no" for it in (engine.builds, engine.executes))
-        table.add_row(engine.kind, engine.library or "not installed", builds, executes, engine.problem)
-    console.print(table)
-    if health.tensorrt:
-        features = Table("feature", "here", title="TensorRT", title_justify="left")
-        for row in health.tensorrt:
-            features.add_row(*row)
-        console.print(features)
-    console.print(f"processor: {health.processor}")
-    console.print(f"CUDA driver: {health.cuda_driver or 'none'}")
-    for gpu in health.gpus:
-        console.print(f"GPU: {gpu.name}, compute capability {gpu.compute_capability}, {gpu.memory_bytes >> 20} MiB")
-    console.print(f"free in {health.temp}: {health.temp_free_bytes / (1 << 30):.1f} GiB")
-    for line in advice(health):
-        console.print(f"note: {line}")
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def doctor(*, as_json: bool) -> None:
-    """Show versions and GPUs, and what can be built and run on this machine."""
-    with contextlib.redirect_stdout(sys.stderr):  # Polygraphy logs to stdout, which is for data
-        health = examine()
-    if as_json:
-        click.echo(json.dumps({**asdict(health), "advice": advice(health)}, indent=2))
-    else:
-        show(health, Console(highlight=False, markup=False, no_color=env.prefers_plain_text() or None))

@@ -10,7 +10,7 @@ from typing import Any
 
 from refimpl import engines, env, gpus
 from refimpl.cache import Cache, Key, file_digest
-from refimpl.engines import BuildOptions, Profile
+from refimpl.engines import BuildOptions, Profile, describing
 
 KIND, TIMINGS = "engine", "timings"
 _COMPILED = ("tensorrt",)  # the kinds whose build is work; the others copy the island's ONNX
@@ -22,7 +22,8 @@ def engine_key(kind: str, model: Path, profiles: Sequence[Profile], options: Bui
 
     Args:
         kind: of engine.
-        model: the island as ONNX; its bytes count, and those of its weights beside it, not its name.
+        model: the island as ONNX; its bytes count, but for what it says about itself to people
+            (:mod:`refimpl.engines.describing`), and those of its weights beside it; not its name.
         profiles: shapes that the engine must take.
         options: of the build; what is timed on the way changes nothing that counts.
     """
@@ -31,7 +32,7 @@ def engine_key(kind: str, model: Path, profiles: Sequence[Profile], options: Bui
         "engine": kind,
         "library": engines.kind(kind).version(),
         "refimpl": env.code_digest(),
-        "model": file_digest(model),
+        "model": describing.digest_without(model),
         "weights": file_digest(data) if data.exists() else "",
         "profiles": [dataclasses.asdict(profile) for profile in profiles],
         "tf32": options.tf32,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from refimpl.bundle import IslandRecord, Manifest
 from refimpl.errors import RunError, SourceError
 from refimpl.exporter import Extras, Form, Sample
 from refimpl.exporter.export import pick_islands
+from refimpl.progress import Tell
 from refimpl.recipe import Recipe, recipe_with
 
 StrPath = str | os.PathLike[str]
-Tell = Callable[[str], None]
 _SUBNORMALS = "its answer hangs on what a machine makes of subnormal numbers"
 Found = tuple[dict[str, Extras], tuple[str, ...]]
 

@@ -55,6 +55,19 @@ def metric_of(name: str) -> Metric:
     return _users(name, _imported(name))
 
 
+def require_metric(metric: str) -> None:
+    """Make sure that :func:`per_example` knows a metric, before anything is computed that it is to be taken of.
+
+    Raises:
+        RecipeError: no such metric, or the user's function cannot be imported.
+    """
+    if ":" in metric:
+        _imported(metric)
+    elif metric not in _PER_EXAMPLE:
+        known = ", ".join((*_PER_EXAMPLE, "package.module:function"))
+        raise RecipeError(f"there is no metric {metric!r}", hint=f"there are: {known}")
+
+
 def per_example(
     metric: str, labels: Mapping[str, Array], outputs: Mapping[str, Array], inputs: Mapping[str, Array] | None = None
 ) -> Array:
@@ -93,12 +106,8 @@ def per_example(
     count = _batch({**labels, **outputs})
     if ":" in metric:
         return _each(metric, count, {**(inputs or {}), **labels}, outputs)
-    try:
-        function = _PER_EXAMPLE[metric]
-    except KeyError:
-        known = ", ".join((*_PER_EXAMPLE, "package.module:function"))
-        raise RecipeError(f"there is no metric {metric!r}", hint=f"there are: {known}") from None
-    return function(labels, outputs)
+    require_metric(metric)
+    return _PER_EXAMPLE[metric](labels, outputs)
 
 
 def higher_is_better(metric: str) -> bool:

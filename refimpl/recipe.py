@@ -153,7 +153,9 @@ def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
             raise ValueError
         return name, tuple(int(size) for size in sizes.split("x")) if sizes else ()
     except ValueError:
-        raise RecipeError(f"shape {text!r} is not of the form NAME=1x224x224x3") from None
+        raise RecipeError(
+            f"shape {text!r} is not of the form NAME=1x224x224x3", hint="name an input, and its sizes with x between"
+        ) from None
 
 
 def load_recipe(path: Path, base: Recipe = Recipe()) -> Recipe:
@@ -169,7 +171,10 @@ def load_recipe(path: Path, base: Recipe = Recipe()) -> Recipe:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error}") from None
+        raise RecipeError(
+            f"cannot read the recipe {path}: {error}",
+            hint="give a TOML file whose keys are the fields of refimpl.Recipe",
+        ) from None
     return recipe_with(base, data, str(path))
 
 
@@ -191,11 +196,15 @@ def _typed(value: Any, key: str, kind: type, source: str) -> Any:
     if kind is tuple:
         if isinstance(value, list | tuple) and all(type(item) is str for item in value):
             return tuple(value)
-        raise RecipeError(f"{source}: {key} is {value!r}", hint="expected a list of strings")
+        raise RecipeError(
+            f"{source}: {key} is {value!r}, and not what that field takes", hint="expected a list of strings"
+        )
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise RecipeError(f"{source}: {key} is {value!r}", hint=f"expected {kind.__name__}")
+        raise RecipeError(
+            f"{source}: {key} is {value!r}, and not what that field takes", hint=f"expected {kind.__name__}"
+        )
     return value
 
 

@@ -116,6 +116,7 @@ def commands(name: str, folder: Path) -> dict[str, list[object]]:
         "record": ["record", saved_model(name), folder / "golden"],
         "check": ["check", make_bundle(name), golden_of(name)],
         "bisect": ["bisect", make_bundle(name), golden_of(name)],
+        "report": ["report", make_bundle(name), "--output", folder / "report.html", "--no-probes"],
         "export": ["export", make_bundle(name), folder / "export"],
         "calibration": ["calibration", "show", calibration_table()],
         "cache": ["cache", "show", cache_with_entries()],

@@ -141,7 +141,7 @@ def test_calibration_is_used(place):
     ("make", "says"),
     [
         (lambda place: place / "missing", "no such bundle"),
-        (lambda place: Path(npz("file.npz")), "no such bundle"),
+        (lambda place: Path(npz("file.npz")), "is not a refimpl bundle (a file)"),
         (lambda place: place, "is not a refimpl bundle"),
         (lambda place: saved_model(NAME), "a SavedModel that was not converted"),
     ],

@@ -13,6 +13,7 @@ import refimpl
 from refimpl import bundle, oracle
 from refimpl.bundle import FORMAT_VERSION, Manifest
 from refimpl.errors import BundleError
+from refimpl.graph_record import GRAPH
 from tests.bundles import (
     MANIFEST,
     POINTER,
@@ -73,7 +74,7 @@ def test_a_manifest_tells_nothing_about_the_machine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(saved_model(NAME), "m")
     refimpl.convert("m", "b")
-    for name in (MANIFEST, POINTER, "saved_model.pb"):
+    for name in (MANIFEST, POINTER, GRAPH, "saved_model.pb"):
         assert str(tmp_path).encode() not in (tmp_path / "b" / name).read_bytes(), name
 
 
@@ -110,6 +111,7 @@ FILES = (
     "variables/variables.data-00000-of-00001",
     POINTER,
     MANIFEST,
+    GRAPH,
     *(f"refimpl/islands/TRTEngineOp_000_00{n}.{kind}" for n in (0, 1) for kind in ("onnx", "probe.npz")),
 )
 

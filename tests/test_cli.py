@@ -35,6 +35,7 @@ NAME = "odd_ops"
 COMMANDS = (
     "convert", "explain", "inspect", "run", "record", "check", "bisect", "export", "calibration", "cache", "doctor",
 )  # fmt: skip
+ELSEWHERE = ("report", "picture", "help", "completion")  # they have no --json for all, and tests of their own
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def arguments(tmp_path) -> dict[str, list[object]]:
 
 
 def test_these_are_all_the_commands():
-    assert set(group.commands) == set(COMMANDS)
+    assert set(group.commands) == {*COMMANDS, *ELSEWHERE}
 
 
 # Exit codes.
@@ -273,9 +274,13 @@ def test_what_json_holds(arguments, capfd, tmp_path):
         return json.loads(capfd.readouterr().out)
 
     manifest = data("convert")
+    assert {item["family"] for item in manifest.pop("advice")} >= {"no-lowering", "random"}
     assert manifest == json.loads((tmp_path / "new" / bundle.MANIFEST).read_text())
     assert data("inspect")["files"].keys() == manifest["files"].keys()
-    (plan,) = data("explain")["signatures"]
+    assert {item["family"] for item in data("inspect")["advice"]} >= {"no-lowering", "random"}
+    explained = data("explain")
+    assert [item["family"] for item in explained["advice"]] == ["no-lowering", "random"]
+    (plan,) = explained["signatures"]
     assert plan["ops_converted"] == 20
     assert {item["type"] for item in plan["left"]} == {"Svd", "StatelessRandomNormalV2"}
     assert all(item["reason"] for item in plan["left"])

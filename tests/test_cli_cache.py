@@ -46,11 +46,11 @@ def test_convert_twice_show_and_clear(capfd, tmp_path):
     assert main("cache", "show", "c") == 0
     out = capfd.readouterr().out
     assert entry.key[:8] in out
-    assert "1 entries" in out
+    assert "1 entry," in out
     assert main("inspect", "b") == 0
     assert entry.key[:12] in capfd.readouterr().out
     assert main("cache", "clear", "c") == 0
-    assert "removed 1 entries" in capfd.readouterr().out
+    assert "removed 1 entry," in capfd.readouterr().out
     assert shown(capfd, "c") == []
 
 
@@ -62,7 +62,7 @@ def test_the_environment_names_the_directory(capfd, monkeypatch, tmp_path):
     convert(capfd, "b", "--min-segment-size", 1)
     assert len(shown(capfd)) == 1, "nothing was written"
     assert main("cache", "clear") == 0
-    assert "removed 1 entries" in capfd.readouterr().out
+    assert "removed 1 entry," in capfd.readouterr().out
     assert shown(capfd) == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 import re
 import shlex
 import subprocess
@@ -21,10 +22,11 @@ from tools import demo
 
 DOCS = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "golden/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(file for file in (ROOT / "docs").rglob("*.md") if "_build" not in file.parts),
 ]
 IDS = [file.relative_to(ROOT).as_posix() for file in DOCS]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\{?[\w-]*\}?)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SHELLS = {"", "sh", "bash", "console", "yaml"}
 NOT_OURS = {"--no-index", "--find-links", "--all", "--dir"}  # pip's and saved_model_cli's
 
 
@@ -89,14 +91,20 @@ def parse(words: list[str], *, whole: bool) -> None:
 def commands(text: str) -> Iterator[tuple[list[str], bool]]:
     """Every ``refimpl ...`` with whether it stands in a block, where it must be complete."""
     for language, body in FENCE.findall(text):
-        if not language:
+        if language in SHELLS:
             for line in body.splitlines():
-                if line.startswith("refimpl "):
-                    yield shlex.split(line, comments=True)[1:], True
+                command = re.sub(r"^(\$ | *- run: )", "", line)
+                if command.startswith("refimpl "):
+                    yield _up_to_the_shell(shlex.split(command, comments=True)[1:]), True
     for code in inline_code(text):
         words = shlex.split(code) if code.startswith("refimpl ") else []
         if len(words) > 1 and words[1] in cli.group.commands:
             yield words[1:], False
+
+
+def _up_to_the_shell(words: list[str]) -> list[str]:
+    """Without what the shell takes: redirections and the next command."""
+    return list(itertools.takewhile(lambda word: word not in {">", "|", "&&", ";"}, words))
 
 
 @pytest.mark.parametrize("file", DOCS, ids=IDS)
@@ -151,6 +159,12 @@ tf.saved_model.save(model, "my_model", signatures={"serving_default": model.call
 """
 
 
+@pytest.mark.parametrize("file", DOCS, ids=IDS)
+def test_python_blocks_parse(file: Path) -> None:
+    for block in fenced(file.read_text(encoding="utf-8"), "python"):
+        ast.parse(block)
+
+
 def test_readme_examples_run(tmp_path: Path) -> None:
     convert, infer, use = fenced(text_of("README.md"), "python")
     assert run_python(MAKE_MODEL + convert + infer, tmp_path) == "(1, 4) ['onnxruntime']\n(1, 4)"
@@ -176,39 +190,13 @@ def test_readme_recipe_loads(tmp_path: Path) -> None:
     assert recipe.keep_in_tf == ("Softmax", "*/head/*")
 
 
-# Messages and modules
-
-
-def fragments(node: ast.expr) -> list[str]:
-    """The fixed parts of a message."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return [node.value]
-    if isinstance(node, ast.JoinedStr):
-        return [part.value for part in node.values if isinstance(part, ast.Constant) and isinstance(part.value, str)]
-    if isinstance(node, ast.BoolOp):
-        return [text for value in node.values for text in fragments(value)]
-    return []
-
-
-def messages() -> Iterator[tuple[str, str]]:
-    """(where, longest fixed part) of every message that a user can meet."""
-    errors = {"RecipeError", "SourceError", "UnsupportedError", "BuildError", "RunError", "BundleError", "GoldenError"}
-    for file in python_files(PACKAGE):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in errors and node.args:
-                longest = max((text.strip(" :(") for text in fragments(node.args[0])), key=len, default="")
-                if len(longest) > 3:
-                    yield f"{file.name}:{node.lineno}", longest
-
-
-def test_every_message_is_in_troubleshooting() -> None:
-    text, found = text_of("docs/troubleshooting.md"), list(messages())
-    assert len(found) > 100
-    assert [f"{where}: {message}" for where, message in found if message not in text] == []
+# Modules
 
 
 def test_every_stage_of_the_converter_is_explained() -> None:
-    text = text_of("docs/how-it-works.md")
+    """On the overview, or on the page of its stage."""
+    pages = [ROOT / "docs" / "how-it-works.md", *(ROOT / "docs" / "concepts").glob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     modules = {file.stem for file in python_files(PACKAGE / "converter")} - {"__init__"}
     words = set(re.findall(r"\w+", text))
     assert modules - words == set()

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from refimpl import doctor, engines
+from refimpl import cli_doctor, doctor, engines
 from refimpl.engines import tensorrt
 from refimpl.errors import BuildError, RunError
 
@@ -55,7 +55,7 @@ def test_every_way_an_engine_can_fail(monkeypatch, changes, builds, executes, pr
 
 
 def test_json_is_all_that_goes_to_stdout():
-    result = CliRunner().invoke(doctor.doctor, ["--json"])
+    result = CliRunner().invoke(cli_doctor.doctor, ["--json"])
     assert result.exit_code == 0
     health = json.loads(result.stdout)
     by_kind = {engine["kind"]: engine for engine in health["engines"]}
@@ -81,7 +81,7 @@ def test_text_names_engines_and_advice():
     health = doctor.Health({"python": "3.11"}, "", "cpu", (gpu,), "13.0", (absent, there), rows, "tmp", 1 << 30)
     console = Console(width=200, markup=False)
     with console.capture() as printed:
-        doctor.show(health, console)
+        cli_doctor.show(health, console)
     text = printed.get()
     parts = ("Some GPU, compute capability 8.9", "refimpl[cpu]", "refimpl[rtx]", "2 GiB", "not installed")
     for part in (*parts, "builds for", "sm86"):

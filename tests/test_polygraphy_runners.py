@@ -11,7 +11,7 @@ import onnx
 import pytest
 import tensorflow as tf
 from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
-from polygraphy.comparator import Comparator, CompareFunc
+from polygraphy.comparator import Comparator, SimpleCompareFunc
 from polygraphy.exception import PolygraphyException
 
 import refimpl
@@ -80,7 +80,7 @@ def test_they_compare_with_each_other(model: Path, converted: Path, streaming: b
     runner = BundleRunner(converted)
     runners = [runner, TfRunner(model), TfRunner(model, reference=True)]
     results = Comparator.run(runners, data_loader=feeds(), streaming=streaming)
-    compared = Comparator.compare_accuracy(results, compare_func=CompareFunc.simple(rtol=1e-4, atol=1e-5))
+    compared = Comparator.compare_accuracy(results, compare_func=SimpleCompareFunc(rtol=1e-4, atol=1e-5))
     assert bool(compared)
     assert [len(rows) for rows in compared[0].values()] == [2, 2], "two iterations of two pairs"
     assert [sorted(row) for row in next(iter(compared[0].values()))] == [["alpha", "zeta"]] * 2
@@ -90,7 +90,7 @@ def test_they_compare_with_each_other(model: Path, converted: Path, streaming: b
 def test_a_wrong_bundle_fails_the_comparison(tmp_path: Path, model: Path, converted: Path) -> None:
     wrong = spoiled(converted, tmp_path / "wrong")
     results = Comparator.run([BundleRunner(wrong), TfRunner(model)], data_loader=feeds())
-    assert not bool(Comparator.compare_accuracy(results, compare_func=CompareFunc.simple(rtol=1e-4, atol=1e-5)))
+    assert not bool(Comparator.compare_accuracy(results, compare_func=SimpleCompareFunc(rtol=1e-4, atol=1e-5)))
 
 
 def test_they_stand_beside_polygraphys_own(model: Path, converted: Path) -> None:

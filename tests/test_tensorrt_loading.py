@@ -244,6 +244,7 @@ class Island:
     def __init__(self, engine, *, finite_only=False) -> None:
         self.path, self.problem, self.manifest, self.kinds, self.off = "b", "", None, ("tensorrt",), False
         self.runs = []
+        self.recorded, self.kept = False, []
         self.island = runtime.island.IslandRuntime(self, "i")
         self.island._record = bundle.IslandRecord(
             name="i", ops=(), inputs=(), outputs=(), engines=(), probe="", finite_only=finite_only, precision="fp32",
@@ -255,7 +256,7 @@ class Island:
         self.runs.append((run.engine, run.reason))
 
     def keep(self, name, inputs, outputs) -> None:
-        """Nobody listens."""
+        self.kept.append((name, inputs, outputs))
 
 
 class Everywhere(Producer):
@@ -298,6 +299,19 @@ def test_the_function_behind_engine_nodes_takes_tensors_on_the_gpu(trt, driver, 
     flag, y = runtime.call_engine(b"a", b"i", b"id", b"float32", Everywhere(np.ones(2, np.float32)))
     assert flag
     assert y.__dlpack_device__() == (2, 0)
+    assert owner.kept == []
+
+
+def test_a_recording_misses_no_call_with_tensors_on_the_gpu(trt, driver, small, monkeypatch):  # noqa: F811
+    owner = Island(TrtEngine(small, Device(driver)))
+    owner.recorded = True
+    monkeypatch.setattr(owner, "island", lambda name, found=owner.island: found, raising=False)
+    monkeypatch.setattr(runtime.opened, "runtime_of", lambda *_: owner)
+    flag, y = runtime.call_engine(b"a", b"i", b"id", b"float32", Everywhere(np.ones(2, np.float32)))
+    assert flag
+    assert isinstance(y, np.ndarray)
+    ((name, inputs, outputs),) = owner.kept
+    assert (name, inputs[0].tolist(), outputs[0].tolist()) == ("i", [1, 1], [2, 2])
     flag, y = runtime.call_engine(b"a", b"i", b"id", b"float32", np.ones(2, np.float32))
     assert isinstance(y, np.ndarray)
     gc.collect()

@@ -2,6 +2,7 @@
 
     python tools/make_support_table.py            writes the table for the TensorRT that is installed
     python tools/make_support_table.py --check    writes nothing; exits 1 when the table is stale
+    python tools/make_support_table.py --output FILE    writes it there; see docs/support-tables/
 
 What is asked: every node test of the onnx package whose model is one node that is valid at the opset that refimpl
 lowers to. Most of those are float32, so each is asked again with every other dtype that the op's schema allows, each
@@ -300,6 +301,7 @@ def format_table(table: Mapping[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Make refimpl/converter/support_table.json.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the table is stale")
+    parser.add_argument("--output", type=Path, default=TABLE, help="the file to write")
     parser.add_argument("--answer", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.answer:
@@ -310,7 +312,7 @@ def main() -> int:
         return 2
     text = format_table(make_table())
     if not options.check:
-        TABLE.write_text(text, encoding="utf-8")
+        options.output.write_text(text, encoding="utf-8")
         return 0
     if TABLE.exists() and TABLE.read_text(encoding="utf-8") == text:
         return 0

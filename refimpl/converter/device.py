@@ -20,6 +20,7 @@ from refimpl.engines import BuildOptions, tensorrt
 from refimpl.errors import BuildError, RunError
 from refimpl.numerics import disagreement, has_nonfinite
 from refimpl.runtime.building import covers
+from refimpl.text import counted
 from refimpl.tolerance import tolerance_for
 
 _SIZE = 64  # of the square matrices that are multiplied to see whether anything is right here
@@ -108,7 +109,7 @@ def _with(found: Verdict, item: Evidence, outputs: Sequence[Array], precision: s
 def differs(want: Sequence[Array], got: Sequence[Array], precision: str) -> str:
     """Why outputs do not agree by the row of a precision; "" when they do."""
     if len(want) != len(got):
-        return f"{len(got)} outputs, and {len(want)} are wanted"
+        return f"{counted(len(got), 'output')}, and {len(want)} are wanted"
     pairs = zip(want, got, strict=True)
     return next((why for a, b in pairs if (why := disagreement(a, b, tolerance_for(precision, a.dtype.name)))), "")
 

@@ -20,6 +20,7 @@ from refimpl.converter.fake_quant_exact import TYPES as FAKE_QUANT
 from refimpl.converter.judge import Judge, refused_ops
 from refimpl.converter.lower import OpGraph
 from refimpl.engines import onnxruntime
+from refimpl.progress import Tell, silent
 
 
 def own_precision(graph: OpGraph, ops: Sequence[str]) -> str:
@@ -38,11 +39,15 @@ class Inspection:
         refused: ops that were refused before anything was lowered, with reasons.
         judge: who decides.
         folder: where drafts are written.
+        tell: receives a line when something slow begins.
     """
 
-    def __init__(self, graph: OpGraph, refused: Mapping[str, str], judge: Judge, folder: Path) -> None:
+    def __init__(
+        self, graph: OpGraph, refused: Mapping[str, str], judge: Judge, folder: Path, tell: Tell = silent
+    ) -> None:
         self._graph, self._refused, self._judge = graph, refused, judge
         self._folder = Path(tempfile.mkdtemp(dir=folder))
+        self._tell = tell
         self._atoms: Atoms | None = None
         self._count = 0
         self._accepted: set[tuple[str, ...]] = set()
@@ -61,7 +66,7 @@ class Inspection:
         else:
             atoms = self._sorted()
             found = {op: atoms.refused[op] for op in ops if op in atoms.refused}
-            found = found or refused_ops(self._graph, atoms, self._judge, ops)
+            found = found or refused_ops(self._graph, atoms, self._judge, ops, self._tell)
         if not found:
             self._accepted.add(ops)
         return found

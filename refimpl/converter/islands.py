@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,6 +100,7 @@ class Built:
     precision: str
     profiles: tuple[Profile, ...]
     targets: tuple[str, ...] = ()
+    build_seconds: float | None = None  # None when it came from the cache, or nothing had to be built
 
 
 @dataclass(frozen=True)
@@ -309,10 +311,12 @@ class IslandMaker:
         options = options_for(self._recipe, kind, precision)
         targets = options.targets
         label = {"island": f"reads {', '.join(entering) or 'nothing'}", "precision": precision}
-        engine_cache.build(self._cache, kind, model, target, profiles, options, label)
+        start = time.perf_counter()
+        cached = engine_cache.build(self._cache, kind, model, target, profiles, options, label)
+        seconds = None if cached else round(time.perf_counter() - start, 3)
         if kind == tensorrt.NAME and not tensorrt.refusal(module.version(), module.version(), targets):
             _keep_kernels(target, [[item[tensor] for tensor in entering] for item in seen])
-        return Built(kind, target, module.version(), precision, profiles, targets)
+        return Built(kind, target, module.version(), precision, profiles, targets, seconds)
 
     def _problem_of(self, ops: Sequence[str]) -> str:
         _, entering, leaving = lower.subgraph_nodes(self._graph, ops, marked=False)

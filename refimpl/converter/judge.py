@@ -15,6 +15,7 @@ from refimpl.converter import onnxgraphs
 from refimpl.converter.atoms import Atoms
 from refimpl.converter.lower import OpGraph, subgraph_nodes
 from refimpl.engines import rounding, tensorrt
+from refimpl.progress import Counter, Tell, silent
 
 
 class Judge(Protocol):
@@ -125,8 +126,8 @@ def pick_judge() -> Judge:
     return ParserJudge() if tensorrt.version() else TableJudge()
 
 
-def refused_ops(graph: OpGraph, atoms: Atoms, judge: Judge, ops: Sequence[str]) -> dict[str, str]:
-    """Ask about one island.
+def refused_ops(graph: OpGraph, atoms: Atoms, judge: Judge, ops: Sequence[str], tell: Tell = silent) -> dict[str, str]:
+    """Ask about one island; when it is refused as a whole, about each of its ops, which is slow: ``tell`` is told.
 
     Returns:
         Ops that must leave it, with reasons; empty when all of it is taken. The parser names one cause per region, so
@@ -137,7 +138,9 @@ def refused_ops(graph: OpGraph, atoms: Atoms, judge: Judge, ops: Sequence[str]) 
         return named
     # Refused without a name: ask op by op, and give up the island if none of them is refused alone.
     groups = list(dict.fromkeys(graph.ops[name].group for name in ops))
+    asked = Counter(tell, f"asking the {judge.name} op by op", len(groups), "op")
     for group in groups:
+        asked.advance()
         members = [name for name in ops if graph.ops[name].group == group]
         found, taken = _ask(graph, atoms, judge, members)
         if not taken:

@@ -21,8 +21,8 @@ from refimpl.artifacts import Array, Op, SignatureGraph
 from refimpl.converter import fake_quant
 from refimpl.converter import graphdefs as gd
 from refimpl.converter.constants import WEIGHT, LoweringGraph
-from refimpl.converter.partition import convex_groups
 from refimpl.errors import InternalError
+from refimpl.partition import convex_groups
 from refimpl.specs import TensorSpec
 
 OPSET = 18  # the newest that tf2onnx 1.17 writes

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -16,6 +18,7 @@ class NativeGraph:
 
     def __init__(self, source: Source, graph: SignatureGraph) -> None:
         self._source = source
+        self._idle: Any = None  # a tensor that costs nothing
         self._scope = f"refimpl_native_{len(source.graph.get_operations())}"
         present = {node.name for node in graph.graph_def.node}  # state that only an effect nobody awaits used is gone
         state = {
@@ -48,3 +51,22 @@ class NativeGraph:
         except (tf.errors.OpError, ValueError, TypeError) as error:
             raise RunError(first_line(error)) from None
         return values
+
+    def seconds(
+        self, feeds: Mapping[str, Array], fetches: Sequence[str], clock: Callable[[Callable[[], object]], float]
+    ) -> float:
+        """How long TensorFlow takes from some tensors to others, what any call of a session takes left out.
+
+        Args:
+            feeds: values by tensor name ``"node:index"``.
+            fetches: tensor names.
+            clock: gives the seconds of a call.
+        """
+        names = [f"{self._scope}/{name}" for name in feeds]
+        with self._source.graph.as_default(), tf.control_dependencies(None):
+            self._idle = self._idle if self._idle is not None else tf.constant(0.0, name="refimpl_idle")
+        whole, nothing = (
+            functools.partial(self._source.session.make_callable(wanted, feed_list=names), *feeds.values())
+            for wanted in ([f"{self._scope}/{name}" for name in fetches], [self._idle])
+        )
+        return max(clock(whole) - clock(nothing), 0.0)

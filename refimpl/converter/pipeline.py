@@ -5,21 +5,22 @@ from __future__ import annotations
 import contextlib
 import datetime
 import itertools
+import logging
 import resource
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from refimpl import __version__, bundle, calibration, env
+from refimpl import __version__, bundle, calibration, env, graph_record
 from refimpl.bundle import IslandRecord, Manifest, SignatureRecord
 from refimpl.cache import Cache, Key
-from refimpl.converter import check_bundle
+from refimpl.converter import check_bundle, crossing
 from refimpl.converter.direct import direct_call
 from refimpl.converter.install import install
 from refimpl.converter.judge import pick_judge
@@ -38,15 +39,16 @@ from refimpl.converter.plan import (
     signature_source,
 )
 from refimpl.converter.precision.stage import PrecisionStage, check_patterns
-from refimpl.converter.records import MODES, loosest, record_of
+from refimpl.converter.records import MODES, describe_files, graph_of, island_name, loosest, record_of
 from refimpl.converter.reuse import Finished, Reuse, reuse_of
-from refimpl.converter.samples import Given, Unwatched, given_name, user_samples
+from refimpl.converter.samples import Given, Unwatched, given_name, how_many, user_samples
 from refimpl.converter.source import Source
 from refimpl.converter.stitch import Cut, Stitched, stitch_signature
 from refimpl.errors import RecipeError, SourceError, UnsupportedError, stage
+from refimpl.progress import Tell
 from refimpl.recipe import Recipe
 
-Tell = Callable[[str], None]
+_log = logging.getLogger(__name__)
 _WARNINGS = 3  # of calibration that are shown
 
 
@@ -64,8 +66,10 @@ class Clock:
             with stage(name, **where):
                 yield
         finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+            took = time.perf_counter() - start
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + took, 3)
             self.peaks[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # Linux counts in KiB
+            _log.info("%s took %.1f s; at most %d MiB used so far", name, took, self.peaks[name])
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ def convert(
             check_patterns(recipe, itertools.chain.from_iterable(item.used_patterns for item in finished))
             tell("writing the bundle")
             with clock.time("write"):
-                notes = _write(source, folder, done, bundle_id)
+                notes = _write(source, source_path.absolute().name, folder, done, bundle_id)
             manifest = _manifest(source, source_path, job, done, notes)
             manifest = bundle.seal(folder, manifest, _not_rewritten(source.digests))
             with clock.time("check"):
@@ -219,7 +223,7 @@ def _convert_signature(job: _Job, key: str, index: int) -> Converted:
     folder = job.scratch / str(index)
     folder.mkdir()
     native = NativeGraph(source, signature)
-    precision = PrecisionStage(graph, native, recipe, reader, source.sha256, folder, tell)
+    precision = PrecisionStage(graph, native, recipe, reader, source.sha256, folder, tell, how_many(given))
     precision.check()
     stored, finished = None, None
     if job.reuse is not None:
@@ -251,12 +255,14 @@ def _finish(job: _Job, index: int, graph: OpGraph, works: Works) -> Finished:
         plan = make_plan(graph, job.recipe, works.judge, job.mutable, works.folder, job.tell)
     with job.clock.time("build", signature=key):
         plan, islands = settle(plan, works)
-    named = {f"TRTEngineOp_{index:03d}_{number:03d}": island for number, island in enumerate(islands)}
+    named = {island_name(index, number): island for number, island in enumerate(islands)}
     record, files = record_of(plan, named)
+    with job.clock.time("measure", signature=key):
+        record = crossing.timed(record, files, works.native)
     direct = direct_call(graph, islands[0]) if len(islands) == 1 else None
     record = replace(record, tried=tuple(item.to_json() for item in precision.tried), direct=direct)
     notes, used = _calibration_notes(precision), frozenset(precision.used_patterns)
-    return Finished(record, files, notes, precision.table(), used)
+    return Finished(record, files, notes, precision.table(), used, graph=graph_of(plan, index))
 
 
 def _cut(island: IslandRecord) -> Cut:
@@ -286,7 +292,7 @@ def _kept(source: Source, key: str, reason: str) -> Converted:
     return Converted(SignatureRecord(signature=signature, converted=False, reason=reason), None, {})
 
 
-def _write(source: Source, folder: Path, done: list[Converted], bundle_id: str) -> tuple[str, ...]:
+def _write(source: Source, source_name: str, folder: Path, done: list[Converted], bundle_id: str) -> tuple[str, ...]:
     for item in source.path.iterdir():
         if item.name in ("saved_model.pb", "saved_model.pbtxt", "fingerprint.pb", bundle.FOLDER):
             continue
@@ -304,9 +310,12 @@ def _write(source: Source, folder: Path, done: list[Converted], bundle_id: str) 
             install(meta_graph, converted.stitched, bundle_id)
         for stored, file in converted.files.items():
             shutil.move(file, folder / stored)
+        describe_files(folder, converted.record, {"source": source_name, "source_sha256": source.sha256})
     finished = [item.finished for item in done if item.finished is not None]
     if tables := [item.table for item in finished if item.table is not None]:
         calibration.save(tables, folder / bundle.CALIBRATION)
+    if graphs := [item.graph for item in finished if item.graph is not None]:
+        graph_record.write_graphs(folder, graphs)
     (folder / "saved_model.pb").write_bytes(proto.SerializeToString())
     return tuple(dict.fromkeys(note for item in done for note in item.notes))
 

@@ -22,7 +22,6 @@ from refimpl.converter.judge import Judge
 from refimpl.converter.load import signature_graph, suspect_variables
 from refimpl.converter.lower import OpGraph, leaving_tensors, op_graph
 from refimpl.converter.native import NativeGraph
-from refimpl.converter.partition import partition
 from refimpl.converter.precision.stage import PrecisionStage
 from refimpl.converter.prover import Prover
 from refimpl.converter.refusals import refuse_statically, spread_over_groups
@@ -30,9 +29,11 @@ from refimpl.converter.samples import Sample
 from refimpl.converter.source import Source
 from refimpl.converter.tftrt_ops import batches, refuse_like_tftrt
 from refimpl.errors import RecipeError, RunError, SourceError
+from refimpl.partition import partition
+from refimpl.progress import Counter, Step, Tell
 from refimpl.recipe import Recipe
+from refimpl.text import counted
 
-Tell = Callable[[str], None]  # receives a line on what is being done
 SampleReader = Callable[[], Iterator[Sample]]
 _NO_WHOLE_SAMPLE = (
     "no input that can be made up runs through the whole model; islands were verified with values drawn at their cuts "
@@ -110,14 +111,15 @@ def make_plan(graph: OpGraph, recipe: Recipe, judge: Judge, mutable: frozenset[s
     refused = refuse_statically(graph, recipe.keep_in_tf, written)
     if recipe.op_set != "tensorrt":
         refused = {**refuse_like_tftrt(graph, recipe.op_set, recipe.precision), **refused}
-    inspection = Inspection(graph, dict(refused), judge, folder)
+    inspection = Inspection(graph, dict(refused), judge, folder, tell)
     kinds = _kinds(graph, recipe)
     while True:
-        tell(f"asking the {judge.name}")
         islands, _ = partition(graph.ops, refused, min_segment_size=1, max_engines=0, kinds=kinds)
+        judged = Counter(tell, f"asking the {judge.name}", sum(map(len, islands)), "op")
         new: dict[str, str] = {}
         for ops in islands:
             new.update(inspection.refused_ops(ops))
+            judged.advance(len(ops))
         if not new:
             return _plan(graph, inspection, refused, recipe)
         refused.update(spread_over_groups(graph, new))
@@ -260,21 +262,28 @@ def settle(plan: Plan, works: Works) -> tuple[Plan, tuple[Island, ...]]:
     while True:
         maker = _maker(plan, works)
         new: dict[str, str] = {}
-        for number, ops in enumerate(plan.islands):
-            if ops not in lowered:
-                tell(f"island {number + 1} of {len(plan.islands)}: lowering and verifying ({len(ops)} ops)")
-                new.update(_kept(lowered, ops, maker.lower(ops)))
+        unknown = [ops for ops in plan.islands if ops not in lowered]
+        for number, ops in enumerate(unknown):
+            tell(_step("lowering and verifying", number, unknown))
+            new.update(_kept(lowered, ops, maker.lower(ops)))
         if not new:
             waiting = [lowered[ops] for ops in plan.islands if ops not in made]
             for number, (island, forms) in enumerate(
                 zip(waiting, works.precision.forms(waiting, maker.quantized), strict=True)
             ):
-                tell(f"island {number + 1} of {len(waiting)}: building ({len(island.ops)} ops)")
+                tell(_step("building", number, [item.ops for item in waiting]))
                 new.update(_kept(made, island.ops, prover.make(maker, island, forms)))
         if not new:
             return plan, tuple(made[ops] for ops in plan.islands)
         refused.update(spread_over_groups(graph, new))
         plan = _judged_again(_plan(graph, plan.inspection, refused, works.recipe), works.recipe, refused, lowered)
+
+
+def _step(what: str, number: int, islands: Sequence[Sequence[str]]) -> Step:
+    """A line about an island before it is worked on; how far the work is, is counted in ops."""
+    sizes = [len(ops) for ops in islands]
+    line = f"island {number + 1} of {len(sizes)}: {what} ({counted(sizes[number], 'op')})"
+    return Step(line, stage=what, done=sum(sizes[:number]), total=sum(sizes))
 
 
 Result = TypeVar("Result", Lowered, Island)

@@ -7,7 +7,7 @@ island goes without a TensorRT engine. Never with a wrong one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from refimpl.converter.device import Verdict, nothing_right, where
@@ -16,9 +16,8 @@ from refimpl.converter.lower import OpGraph
 from refimpl.converter.narrow import GaveUp
 from refimpl.converter.repair import Case, Memory, standing
 from refimpl.engines import tensorrt
+from refimpl.progress import Tell
 from refimpl.recipe import Recipe
-
-Tell = Callable[[str], None]
 
 
 @dataclass

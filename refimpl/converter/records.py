@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from refimpl import bundle, runtime
+from refimpl import __version__, bundle, runtime
 from refimpl.bundle import EngineRecord, IslandRecord, LeftOp, SignatureRecord
 from refimpl.converter.islands import Island
 from refimpl.converter.plan import Plan
-from refimpl.engines import onnxruntime
+from refimpl.engines import describing, onnxruntime
+from refimpl.graph_record import GraphOp, SignatureGraph, format_tensor
 from refimpl.specs import TensorSpec
+from refimpl.text import agreeing, counted
 
 _LOOSEST_FIRST = ("int8", "bf16", "fp16", "quantized", "tf32", "half", "fp32")
 MODES = {
@@ -63,6 +65,7 @@ def record_of(plan: Plan, named: Mapping[str, Island]) -> tuple[SignatureRecord,
                     precision=item.precision,
                     profiles=profiles,
                     targets=item.targets,
+                    build_seconds=item.build_seconds,
                 )
             )
         shipped, finding = island.shipped, island.shipped.finding
@@ -81,7 +84,7 @@ def record_of(plan: Plan, named: Mapping[str, Island]) -> tuple[SignatureRecord,
                 probe=probe,
                 finite_only=finding.finite_only,
                 precision=shipped.precision,
-                verified=f"{finding.compared} samples agree with TensorFlow" if finding.compared else "",
+                verified=f"{agreeing(finding.compared)} with TensorFlow" if finding.compared else "",
                 notes=shipped.notes,
                 layers=tuple((item.name, item.op, item.precision, item.reason) for item in shipped.layers),
                 accuracy=shipped.accuracy.to_json() if shipped.accuracy else None,
@@ -102,5 +105,81 @@ def record_of(plan: Plan, named: Mapping[str, Island]) -> tuple[SignatureRecord,
     ), files
 
 
+def describe_files(folder: Path, record: SignatureRecord, source: Mapping[str, str]) -> None:
+    """Write into the ONNX files of a signature's islands what they are, for people who open them.
+
+    Args:
+        folder: the bundle that is being made; the files are in their places.
+        record: the signature.
+        source: properties that say which model it is, its name as ``source``.
+    """
+    for island in record.islands:
+        for engine in island.engines:
+            if engine.kind != onnxruntime.NAME:
+                continue
+            key = record.signature.key
+            about = (
+                f"Island {island.name} of signature {key} of the SavedModel {source['source']}: "
+                f"{counted(len(island.ops), 'TensorFlow op')}, to be computed in {engine.precision}."
+            )
+            facts = {
+                "refimpl": __version__,
+                "island": island.name,
+                "signature": key,
+                "precision": engine.precision,
+                "verified": island.verified or "no",
+                **source,
+            }
+            describing.describe(folder / engine.file, island.name, about, facts, island.inputs, island.outputs)
+
+
 def _specs(plan: Plan, tensors: tuple[str, ...]) -> tuple[TensorSpec, ...]:
     return tuple(plan.graph.specs[tensor] for tensor in tensors)
+
+
+def island_name(signature_index: int, number: int) -> str:
+    """The name of an island, as TF-TRT gave them: the number of its signature, and its own in that."""
+    return f"TRTEngineOp_{signature_index:03d}_{number:03d}"
+
+
+def graph_of(plan: Plan, index: int) -> SignatureGraph:
+    """The graph that was partitioned, with what became of each op.
+
+    Args:
+        plan: the partition.
+        index: the number of the signature, which names the islands.
+    """
+    ops = plan.graph.ops
+    home = {op: island_name(index, number) for number, island in enumerate(plan.islands) for op in island}
+    constants: dict[str, int] = {}
+    for op in ops.values():
+        for name in op.constants:
+            constants.setdefault(name, len(constants))
+    place, reasons = {name: number for number, name in enumerate(ops)}, plan.reasons
+    keys = {f"{arg.name}:0": arg.key for arg in plan.graph.source.args if arg.kind == "input"}
+    found = []
+    for name, op in ops.items():
+        read = [(place[node], slot) for node, slot in map(_parts, op.inputs) if node in place]
+        found.append(
+            GraphOp(
+                name=name,
+                type=op.type,
+                island=home.get(name, ""),
+                reason="" if name in home else reasons.get(name, ""),
+                inputs=tuple(source for source, _ in read),
+                outputs=tuple(format_tensor(spec.dtype, spec.shape) for spec in op.outputs),
+                slots=tuple(slot for _, slot in read),
+                feeds=tuple(keys[tensor] for tensor in op.inputs if tensor in keys),
+                controls=tuple(place[control] for control in dict.fromkeys(op.controls) if control in place),
+                constants=tuple(constants[constant] for constant in op.constants),
+                group=op.group,
+            )
+        )
+    signature = plan.graph.source.signature
+    results = tuple((place[node], slot) if node in place else (-1, 0) for node, slot in map(_parts, plan.graph.results))
+    return SignatureGraph(signature.key, tuple(found), signature.inputs, signature.outputs, results)
+
+
+def _parts(tensor: str) -> tuple[str, int]:
+    node, _, index = tensor.rpartition(":")
+    return node, int(index)

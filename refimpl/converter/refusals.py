@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 import tensorflow as tf
 
+from refimpl import tf_private
 from refimpl.artifacts import Array, Op
 from refimpl.converter import fake_quant_exact
 from refimpl.converter import graphdefs as gd
@@ -30,7 +32,8 @@ _REFUSED_DTYPES = {
 }
 
 
-_UNFAITHFUL = {
+# Known to differ from TensorFlow's op: type -> how.
+UNFAITHFUL = {
     **dict.fromkeys(
         """SegmentSum SegmentMean SegmentProd SegmentMax SegmentMin UnsortedSegmentSum UnsortedSegmentProd
         UnsortedSegmentMax UnsortedSegmentMin SparseSegmentSum SparseSegmentMean SparseSegmentSqrtN""".split(),
@@ -67,9 +70,7 @@ def refuse_statically(graph: OpGraph, keep_in_tf: Sequence[str], written: frozen
     Returns:
         Op -> reason, for those that stay.
     """
-    import tf2onnx.tfonnx
-
-    known = set(tf2onnx.tfonnx.handler.tf_op.create_mapping(OPSET, None)) | _REWRITTEN
+    known = lowered_types()
     shapes = _shape_values(graph)
     used = {tensor for op in graph.ops.values() for tensor in op.inputs} | set(graph.results)
     refused = {}
@@ -95,6 +96,13 @@ def refuse_statically(graph: OpGraph, keep_in_tf: Sequence[str], written: frozen
     return spread_over_groups(graph, refused)
 
 
+def lowered_types() -> frozenset[str]:
+    """TensorFlow op types that can be lowered at all, by tf2onnx or by a rewrite."""
+    import tf2onnx.tfonnx
+
+    return frozenset(tf2onnx.tfonnx.handler.tf_op.create_mapping(OPSET, None)) | _REWRITTEN
+
+
 def _by_user(op: Op, keep_in_tf: Sequence[str]) -> str:
     for pattern in keep_in_tf:
         if fnmatch.fnmatchcase(op.type, pattern) or fnmatch.fnmatchcase(op.name, pattern):
@@ -112,9 +120,29 @@ def _by_dtype(specs: Sequence[TensorSpec]) -> str:
     return next((_REFUSED_DTYPES[spec.dtype] for spec in specs if spec.dtype in _REFUSED_DTYPES), "")
 
 
-def _by_type(op: Op, types: set[str], known: set[str]) -> str:
-    if "Random" in op.type or op.type in ("Multinomial", "StatelessMultinomial"):
+def random_type(kind: str) -> str:
+    """Why an op of this type stays, if it draws random numbers."""
+    if "Random" in kind or kind in ("Multinomial", "StatelessMultinomial"):
         return "random numbers are drawn by TensorFlow, so that seeds keep their meaning"
+    return ""
+
+
+def dtype_of_type(kind: str) -> str:
+    """Why an op of this type stays, if one of its tensors has a refused dtype whatever the op's attributes are."""
+    definition = tf_private.op_def(kind)
+    if definition is None:
+        return ""
+    allowed = {attr.name: attr.allowed_values.list.type for attr in definition.attr}
+    for arg in (*definition.input_arg, *definition.output_arg):
+        possible = [gd.dtype_name(dtype) for dtype in allowed.get(arg.type_attr) or [arg.type] if dtype]
+        if possible and set(possible) <= _REFUSED_DTYPES.keys():
+            return _REFUSED_DTYPES[possible[0]]
+    return ""
+
+
+def _by_type(op: Op, types: set[str], known: AbstractSet[str]) -> str:
+    if reason := random_type(op.type):
+        return reason
     if not types & known:
         return f"tf2onnx has no lowering for {op.type}"
     return "" if op.outputs else "it only runs for its side effect"
@@ -122,12 +150,12 @@ def _by_type(op: Op, types: set[str], known: set[str]) -> str:
 
 def _by_faith(graph: OpGraph, op: Op) -> str:
     """Ops whose lowering is known to differ, also inside the loops and branches that an op runs."""
-    if op.type in _UNFAITHFUL:
-        return _UNFAITHFUL[op.type]
+    if op.type in UNFAITHFUL:
+        return UNFAITHFUL[op.type]
     for function in gd.functions_of([graph.lowering.bodies[op.name][-1]], graph.lowering.library).values():
         for node in function.node_def:
-            if node.op in _UNFAITHFUL:
-                return f"{_UNFAITHFUL[node.op]} ({node.op} inside {op.type})"
+            if node.op in UNFAITHFUL:
+                return f"{UNFAITHFUL[node.op]} ({node.op} inside {op.type})"
             if node.op in fake_quant_exact.TYPES:
                 return (
                     f"fake quantization inside loops and branches is translated inexactly ({node.op} inside {op.type})"

@@ -29,6 +29,7 @@ from refimpl.converter.verify import Evidence
 from refimpl.engines import onnxruntime, tensorrt
 from refimpl.errors import BuildError
 from refimpl.recipe import Recipe
+from refimpl.text import agreeing, counted
 
 BUILDS, SECONDS = 96, 600.0  # that looking for the guilty layers of one signature may cost
 _PLACES = 6  # of one island that are looked for one by one
@@ -183,7 +184,7 @@ class Case:
         form = repair.lifted(lifts) if lifts else None
         if form is None:
             return None
-        self.tell(f"trying it with {len(lifts)} layers in fp32")
+        self.tell(f"trying it with {counted(len(lifts), 'layer')} in fp32")
         self.memory.budget.take()
         try:
             made = replace(first.island, built=self.maker.engines(self.island, form), shipped=form)
@@ -270,7 +271,7 @@ class Case:
 
 def standing(made: Island, verdict: Verdict) -> Island:
     """An island that agreed on the GPU, with a note that says so."""
-    note = f"{where()}: {verdict.compared} samples agree with TensorFlow, relative error {verdict.relative:.2g}"
+    note = f"{where()}: {agreeing(verdict.compared)} with TensorFlow, relative error {verdict.relative:.2g}"
     form = made.shipped
     finding = replace(form.finding, finite_only=form.finding.finite_only or verdict.finite_only)
     return replace(made, shipped=replace(form, finding=finding, notes=(*form.notes, note)))

@@ -20,7 +20,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from refimpl import bundle, engine_cache, engines, env, runtime
+from refimpl import bundle, engine_cache, engines, env, graph_record, runtime
 from refimpl.artifacts import Array
 from refimpl.bundle import EngineRecord, IslandRecord, SignatureRecord
 from refimpl.cache import Cache, Key, file_digest
@@ -31,6 +31,7 @@ from refimpl.converter.samples import Unwatched, WatchedSamples
 from refimpl.converter.source import Source
 from refimpl.engines import onnxruntime, tensorrt
 from refimpl.errors import RefimplError, RunError, first_line
+from refimpl.graph_record import SignatureGraph
 from refimpl.numerics import disagreement
 from refimpl.recipe import Recipe
 from refimpl.runtime.building import covers, profile_of
@@ -52,6 +53,7 @@ class Finished:
         table: the ranges that int8 was made with.
         used_patterns: those of ``keep_fp32`` that named a layer.
         origin: the sentence that says that it came from the cache; "" when it was made now.
+        graph: what became of each op.
     """
 
     record: SignatureRecord
@@ -60,6 +62,7 @@ class Finished:
     table: CalibrationTable | None = None
     used_patterns: frozenset[str] = frozenset()
     origin: str = ""
+    graph: SignatureGraph | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ class Reuse:
             "notes": list(finished.notes),
             "table": None if finished.table is None else finished.table.to_json(),
             "used_patterns": sorted(finished.used_patterns),
+            "graph": graph_record.to_json([finished.graph] if finished.graph else []),
         }
         label = {"signature": finished.record.signature.key, "precision": _precisions(finished)}
         try:
@@ -196,7 +200,8 @@ def _read(folder: Path, key: Key, created: str) -> Finished:
         f"signature {record.signature.key}: its islands and engines are from the cache (key {key.digest[:12]}, made "
         f"{created}) and were proven again"
     )
-    return Finished(record, files, tuple(data["notes"]), table, frozenset(data["used_patterns"]), origin)
+    graph = graph_record.from_json(data["graph"]).get(record.signature.key)
+    return Finished(record, files, tuple(data["notes"]), table, frozenset(data["used_patterns"]), origin, graph)
 
 
 def _places(island: IslandRecord) -> list[str]:

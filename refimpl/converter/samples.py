@@ -168,6 +168,7 @@ class WatchedSamples:
         self.given = given
         self.changed = False
         self._digests = tuple(_content(values) for _, values in read_samples(given))
+        self.count = len(self._digests)
 
     @property
     def digest(self) -> str:
@@ -222,6 +223,16 @@ def user_samples(where: Given, signature: Signature) -> Iterator[Sample]:
         yield Sample(name, fitted, {key: value for key, value in values.items() if key not in fitted})
     if empty:
         raise RecipeError(f"{given_name(where)} yields no samples", hint="give at least one sample")
+
+
+def how_many(where: Given | None) -> int:
+    """How many samples there are, where that is known without making them; else 0."""
+    if isinstance(where, WatchedSamples):
+        return where.count
+    if isinstance(where, str):
+        path = Path(where)
+        return len(list(path.glob("*.npz"))) if path.is_dir() else int(path.suffix == ".npz")
+    return len(where) if isinstance(where, Sequence) else 0
 
 
 def given_name(where: Given) -> str:

@@ -22,6 +22,7 @@ from refimpl import bundle, tf_private
 from refimpl.artifacts import Arg, SignatureGraph
 from refimpl.converter import graphdefs as gd
 from refimpl.errors import SourceError, first_line
+from refimpl.trees import files_of
 
 _INIT_SIGNATURES = frozenset({"__saved_model_init_op", "__saved_model_train_op"})
 
@@ -79,7 +80,7 @@ class Source:
     @functools.cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 (hex) of the contents of every file of the model, by its path below it, in name order; read once."""
-        files = sorted(item for item in self.path.rglob("*") if item.is_file())
+        files = sorted(files_of(self.path))
         with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
             found = pool.map(bundle.file_sha256, files)
             return {file.relative_to(self.path).as_posix(): digest for file, digest in zip(files, found, strict=True)}

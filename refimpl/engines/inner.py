@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from refimpl.engines import Array, numpy, onnxruntime, rounding
 
@@ -150,6 +150,13 @@ class Inner:
     def dtype(self, name: str) -> np.dtype[Any]:
         """What NumPy calls the type of a tensor."""
         return helper.tensor_dtype_to_np_dtype(self._types[name])
+
+    def scalar(self, name: str) -> Array | None:
+        """A weight of one element; None when there is none of this name, or it has more, or lies in another file."""
+        for item in self._stored.graph.initializer:
+            if item.name == name and not item.external_data and int(np.prod(item.dims)) == 1:
+                return numpy_helper.to_array(item).reshape(())
+        return None
 
     def _replaceable(self) -> Iterator[str]:
         alive = set(self.inputs)

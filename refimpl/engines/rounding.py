@@ -37,6 +37,17 @@ def tensor_types(model: Any) -> dict[str, int]:
     Args:
         model: a ModelProto; it is not changed, and large weights are not copied.
     """
+    found = {item.name: item.type.tensor_type.elem_type for item in inferred_values(model)}
+    found.update({item.name: item.data_type for item in model.graph.initializer})
+    return {name: kind for name, kind in found.items() if kind}
+
+
+def inferred_values(model: Any) -> list[Any]:
+    """A ValueInfoProto of every tensor of the main graph whose type and shape can be inferred, and of its ends.
+
+    Args:
+        model: as for :func:`tensor_types`.
+    """
     light = onnx.ModelProto()
     light.ir_version = model.ir_version
     light.opset_import.extend(model.opset_import)
@@ -52,12 +63,7 @@ def tensor_types(model: Any) -> dict[str, int]:
         else:
             graph.input.append(helper.make_tensor_value_info(item.name, item.data_type, list(item.dims)))
     inferred = onnx.shape_inference.infer_shapes(light)
-    found = {
-        item.name: item.type.tensor_type.elem_type
-        for item in [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
-    }
-    found.update({item.name: item.data_type for item in model.graph.initializer})
-    return {name: kind for name, kind in found.items() if kind}
+    return [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
 
 
 def spelled_out(model: Any, *, tf32: bool = False) -> Any:

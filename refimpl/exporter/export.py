@@ -16,6 +16,7 @@ from refimpl.engines import tensorrt
 from refimpl.errors import BundleError, RecipeError, stage
 from refimpl.exporter import readme, script
 from refimpl.exporter.island import Extras, StoredIsland, write_island
+from refimpl.progress import Step
 
 FORMAT = "refimpl export"
 FORMAT_VERSION = 1
@@ -53,8 +54,8 @@ def export_bundle(
     chosen = pick_islands(source, manifest, islands)
     with bundle.atomic_directory(target) as folder:
         stored = []
-        for record, signature in chosen:
-            tell(f"exporting {record.name}")
+        for number, (record, signature) in enumerate(chosen):
+            tell(Step(f"exporting {record.name}", stage="exporting", done=number, total=len(chosen)))
             with stage("export", island=record.name):
                 tf32 = bool(manifest.recipe.get("tf32", False)) and record.precision != "fp32"
                 place = folder / record.name

@@ -6,7 +6,7 @@
 * :func:`read_baseline` and :func:`compare_with` say what became worse since an earlier one.
 """
 
-from refimpl.oracle.baseline import Snapshot, read_baseline, require_same_model
+from refimpl.oracle.baseline import Baseline, Snapshot, read_baseline
 from refimpl.oracle.check import CheckOptions, check
 from refimpl.oracle.drift import Drift, allowances, compare_with
 from refimpl.oracle.golden import Golden, read_golden
@@ -15,6 +15,7 @@ from refimpl.oracle.verdict import Outcome, Verdict
 from refimpl.oracle.verdict_set import VerdictSet, judge
 
 __all__ = [
+    "Baseline",
     "CheckOptions",
     "Drift",
     "Golden",
@@ -29,5 +30,4 @@ __all__ = [
     "read_baseline",
     "read_golden",
     "record",
-    "require_same_model",
 ]

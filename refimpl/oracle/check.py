@@ -8,17 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refimpl.errors import GoldenError, RecipeError
+from refimpl.metrics import require_metric
 from refimpl.oracle import calibrated, latency, task_metric
 from refimpl.oracle.arrays import Array
 from refimpl.oracle.cases import CaseKind
-from refimpl.oracle.golden import Golden, read_golden
+from refimpl.oracle.golden import Golden, GoldenCase, read_golden
 from refimpl.oracle.judging import Judge
 from refimpl.oracle.latency import Latency
 from refimpl.oracle.runners import Bundle, open_bundle
+from refimpl.oracle.selection import idle_engines, selected, unchecked
+from refimpl.oracle.task_metric import TaskMetric
 from refimpl.oracle.verdict import MATCHES, CaseResult, Outcome, Verdict
+from refimpl.progress import Step, Tell
 
-Progress = Callable[[str], None]
+Progress = Tell
 OpenBundle = Callable[["str | os.PathLike[str]", "Sequence[str] | None"], Bundle]
+METRIC = "top1"  # what labels are taken to be for, unless somebody says otherwise
 _NATURAL = (CaseKind.USER, CaseKind.ORDINARY)
 
 
@@ -28,6 +33,7 @@ class CheckOptions:
 
     Attributes:
         engines: the engines that may run; those that the bundle prefers when None.
+        signatures: those to judge; all that golden has cases of when None. The others are told as not checked.
         precision: the row of the tolerance table; what the islands that ran compute in when empty.
         allow_fallback: an island that unexpectedly ran in TensorFlow is no failure.
         allow_unaccelerated: that no engine ran at all, or that a signature could not be converted, is no failure.
@@ -35,11 +41,12 @@ class CheckOptions:
         repeat: calls to measure the latency with, for one case of each signature; 0 measures none.
         time_limit: seconds after which no further case of a verdict is begun; what is left is not run.
         excuse_unfinished: what the time limit left is no failure.
-        metric: of labelled cases: see :func:`refimpl.metrics.per_example`.
+        metric: of labelled cases: see :func:`refimpl.metrics.per_example`; ``top1`` where there are any when "".
         max_drop: what the metric may lose; None only reports it.
     """
 
     engines: tuple[str, ...] | None = None
+    signatures: tuple[str, ...] | None = None
     precision: str = ""
     allow_fallback: bool = False
     allow_unaccelerated: bool = False
@@ -47,7 +54,7 @@ class CheckOptions:
     repeat: int = 0
     time_limit: float | None = None
     excuse_unfinished: bool = False
-    metric: str = "top1"
+    metric: str = ""
     max_drop: float | None = None
 
 
@@ -74,7 +81,8 @@ def check(
     Raises:
         GoldenError: the record is missing, damaged, empty, or belongs to another SavedModel.
         BundleError: the bundle is missing, damaged, or of a newer format.
-        RecipeError: no tolerance is known for the precision; a metric was asked for and cannot be taken.
+        RecipeError: no tolerance is known for the precision; golden has no case of a signature that was asked for; the
+            metric cannot be taken.
     """
     record = read_golden(golden)
     return check_record(Path(bundle), record, options, progress=progress, open_with=open_with)
@@ -99,7 +107,9 @@ def check_record(
         progress: called with one line per case.
         open_with: loads the bundle.
     """
-    _require_labels(record, options)
+    chosen = selected(record, options.signatures)
+    require_labels(chosen, options)
+    golden_metric = task_metric.of_golden(options.metric or METRIC, chosen.cases)
     loaded = open_with(bundle, options.engines)
     require_same_source(record, loaded.manifest.source_sha256)
     judge = Judge(
@@ -110,21 +120,26 @@ def check_record(
         tables=calibrated.tables_of(bundle),
         calibrated_only=options.calibrated_only,
     )
-    judged = list(_judged(judge, record, options, progress or (lambda _: None)))
+    judged = list(_judged(judge, chosen, options, progress or (lambda _: None)))
     results = [result for result, _ in judged]
-    runs = [(case, outputs) for case, (result, outputs) in zip(record.cases, judged, strict=True) if not result.excused]
+    runs = [(case, outputs) for case, (result, outputs) in zip(chosen.cases, judged, strict=True) if not result.excused]
+    latencies, unmeasured = ((), ()) if reference else _latencies(judge, chosen, results, options.repeat)
+    missed = unchecked(record, loaded.signatures, results, options.signatures)
+    idle = idle_engines(loaded.manifest, results) if options.engines is None and not reference else ()
     return Verdict(
         bundle=bundle.name,
         golden=record.path.name,
         precision=options.precision or str(loaded.manifest.precision),
         engines_asked=options.engines,
         cases=tuple(results),
-        notes=_verdict_notes(record, results, loaded),
+        notes=(*map(str, missed), *_verdict_notes(chosen, results), *idle, *unmeasured),
         allow_fallback=options.allow_fallback,
         allow_unaccelerated=options.allow_unaccelerated,
         reference=reference,
-        latencies=() if reference else _latencies(judge, record, results, options.repeat),
-        task=task_metric.measure(options.metric, [run for run in runs if run[0].labels], options.max_drop),
+        latencies=latencies,
+        task=_task(options, golden_metric, runs),
+        unchecked=missed,
+        islands=() if reference else _islands(loaded),
     )
 
 
@@ -142,19 +157,46 @@ def require_same_source(record: Golden, source_sha256: str) -> None:
         )
 
 
-def _require_labels(record: Golden, options: CheckOptions) -> None:
-    if options.max_drop is not None and not any(case.labels for case in record.cases):
-        raise RecipeError(
-            f"--max-drop judges {options.metric} on labelled cases, and golden has none",
-            hint="record your data with labels: refimpl record SAVED_MODEL GOLDEN --cases DATA --label NAME",
-        )
+def require_labels(record: Golden, options: CheckOptions) -> None:
+    """Make sure that there are labelled cases where a metric was asked for.
+
+    Raises:
+        RecipeError: there is none, or no such metric.
+    """
+    require_metric(options.metric or METRIC)
+    if any(case.labels for case in record.cases) or not (options.metric or options.max_drop is not None):
+        return
+    asked = "--max-drop judges" if options.max_drop is not None else "--metric measures"
+    raise RecipeError(
+        f"{asked} {options.metric or METRIC} on labelled cases, and golden has none",
+        hint="record your data with labels: refimpl record SAVED_MODEL GOLDEN --cases DATA --label NAME",
+    )
+
+
+def _task(
+    options: CheckOptions,
+    golden: task_metric.Values,
+    runs: Sequence[tuple[GoldenCase, dict[str, Array] | None]],
+) -> TaskMetric | None:
+    """The metric of the cases that were judged. A drop that was to be judged does not pass for want of cases."""
+    labelled = [run for run in runs if run[0].labels]
+    if golden and not labelled and options.max_drop is not None:
+        limit = None if options.excuse_unfinished else options.max_drop
+        why = "every labelled case was left out"
+        return TaskMetric(metric=options.metric or METRIC, examples=0, max_drop=limit, unmeasured=why)
+    return task_metric.measure(options.metric or METRIC, labelled, golden, options.max_drop)
+
+
+def _islands(bundle: Bundle) -> tuple[tuple[str, str], ...]:
+    """What an engine is to run, by the bundle's own account."""
+    return tuple((item.signature.key, island.name) for item in bundle.manifest.signatures for island in item.islands)
 
 
 def _judged(
     judge: Judge, record: Golden, options: CheckOptions, say: Progress
 ) -> Iterator[tuple[CaseResult, dict[str, Array] | None]]:
     spent = 0.0
-    for case in record.cases:
+    for number, case in enumerate(record.cases):
         if options.time_limit is not None and spent >= options.time_limit:
             result = CaseResult(
                 signature=case.signature,
@@ -169,33 +211,36 @@ def _judged(
             result, outputs = judge.judge(case, record.signatures[case.signature])
             spent += result.seconds
             yield result, outputs
-        say(f"{case.signature}/{case.name}: {result.outcome.value}")
+        line = f"{case.signature}/{case.name}: {result.outcome.value}"
+        say(Step(line, stage="cases", done=number + 1, total=len(record.cases)))
 
 
-def _latencies(judge: Judge, record: Golden, results: Sequence[CaseResult], repeat: int) -> tuple[Latency, ...]:
-    """Of one case of each signature: of the natural ones that match in an engine, the one with the largest inputs."""
-    if not repeat:
-        return ()
-    found = []
-    for key in record.signatures:
-        able = [
-            case
-            for case, result in zip(record.cases, results, strict=True)
-            if case.signature == key and case.kind in _NATURAL and result.outcome in MATCHES and result.accelerated
-        ]
-        if able:
-            chosen = max(able, key=lambda case: sum(array.size for array in case.inputs.values()))
+def _latencies(
+    judge: Judge, record: Golden, results: Sequence[CaseResult], repeat: int
+) -> tuple[tuple[Latency, ...], tuple[str, ...]]:
+    """Of one case of each signature, always the same one, and why there is none where it cannot be measured.
+
+    The choice must not depend on what came of the cases: two checks would measure inputs of different sizes.
+    """
+    outcomes = {(result.signature, result.case): result for result in results}
+    found, notes = [], []
+    for key in record.signatures if repeat else ():
+        natural = [case for case in record.cases if case.signature == key and case.kind in _NATURAL]
+        if not natural:
+            continue
+        chosen = max(natural, key=lambda case: sum(array.size for array in case.inputs.values()))
+        result = outcomes[key, chosen.name]
+        if result.outcome in MATCHES and result.accelerated:
             call, native = (lambda c=chosen, n=n: judge.call(c, native=n) for n in (False, True))
             found.append(latency.measure(key, chosen.name, call, native, repeat))
-    return tuple(found)
+        elif result.outcome is not Outcome.MATCH_NOTHING_ACCELERATED:
+            notes.append(f"signature {key!r}: latency was not measured: {chosen.name}: {result.outcome.value}")
+    return tuple(found), tuple(notes)
 
 
-def _verdict_notes(record: Golden, results: Sequence[CaseResult], bundle: Bundle) -> tuple[str, ...]:
+def _verdict_notes(record: Golden, results: Sequence[CaseResult]) -> tuple[str, ...]:
     """What a reader of a pass should still know."""
-    notes = [
-        f"signature {key!r} was not checked: golden has no case for it"
-        for key in sorted(set(bundle.signatures) - set(record.signatures))
-    ]
+    notes = []
     for key in record.signatures:
         compared = [
             tensor

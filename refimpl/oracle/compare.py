@@ -114,7 +114,10 @@ def compare(
         GoldenError: ``want`` is empty.
     """
     if not want:
-        raise GoldenError("golden holds no outputs, so nothing can be compared")
+        raise GoldenError(
+            "golden holds no outputs, so nothing can be compared",
+            hint="record it again: refimpl record SAVED_MODEL GOLDEN",
+        )
     unstable = unstable or {}
     both = [name for name in want if name in got]
     return Comparison(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from refimpl.errors import RecipeError
 from refimpl.oracle.baseline import Key, Snapshot
+from refimpl.tolerance import loosest
 
 NOISE = 1e-3  # seconds: what a busy scheduler adds to one call and not to the next
 FLOOR = 0.1  # an error within a tenth of its tolerance is as good as none, whatever it was before
@@ -52,7 +53,7 @@ FAILS = (Change.WORSE, Change.VANISHED)
 class Row:
     """One number then and now; None where it was not there."""
 
-    quantity: str  # a key of ALLOWED, or "engine" or "case"
+    quantity: str  # a key of ALLOWED, or "engine", "case" or "precision"
     name: str
     was: float | str | None
     now: float | str | None
@@ -108,7 +109,13 @@ def allowances(given: Sequence[str]) -> dict[str, float]:
     return allowed
 
 
-def compare_with(name: str, was: Snapshot, now: Snapshot, allowed: Mapping[str, float]) -> Drift:
+def compare_with(
+    name: str,
+    was: Snapshot,
+    now: Snapshot,
+    allowed: Mapping[str, float],
+    signatures: Collection[str] | None = None,
+) -> Drift:
     """Every number of two verdicts on one model.
 
     Args:
@@ -116,11 +123,14 @@ def compare_with(name: str, was: Snapshot, now: Snapshot, allowed: Mapping[str, 
         was: the baseline.
         now: the present verdict.
         allowed: how much worse each quantity may be: :func:`allowances`.
+        signatures: those that were judged now, when some were left out; what is known of the bundle counts anyway.
     """
-    same_machine = was.machine == now.machine
     notes = [] if was.passed else ["the baseline itself did not pass"]
-    if was.recorded_on != now.recorded_on:
-        notes.append("golden was recorded again since: the same names may stand for other inputs")
+    if signatures is not None:
+        left = sorted({key[1] for key in was.outcomes} - set(signatures))
+        notes += [f"not compared: signature {key!r} was left out by --signature" for key in left]
+        was, now = was.only(signatures), now.only(signatures)
+    same_machine = was.machine == now.machine
     if was.latencies and now.latencies and not same_machine:
         notes.append("latency is not judged: the baseline was measured on another machine")
 
@@ -130,6 +140,7 @@ def compare_with(name: str, was: Snapshot, now: Snapshot, allowed: Mapping[str, 
 
     rows = [
         *_cases(was.outcomes, now.outcomes),
+        *_precisions(was.precisions, now.precisions),
         *_pairs("accuracy", *_worst_errors(was, now), lambda _, v: max(allowed["accuracy"] * v, FLOOR), up=True),
         *_pairs("metric", was.drops, now.drops, lambda _, v: v + allowed["metric"], up=True),
         *_pairs("share", was.shares, now.shares, lambda _, v: v - allowed["share"], up=False),
@@ -154,6 +165,22 @@ def _cases(was: Mapping[Key, str], now: Mapping[Key, str]) -> Iterator[Row]:
             continue
         change = Change.NEW if before is None else Change.VANISHED if after is None else Change.NOT_JUDGED
         yield Row(quantity="case", name="/".join(key), was=before, now=after, limit=None, change=change)
+
+
+def _precisions(was: Mapping[Key, str], now: Mapping[Key, str]) -> Iterator[Row]:
+    """Signatures that are judged by another row of the tolerance table now.
+
+    An error is compared as a share of its tolerance: by a looser row, the same share is a larger error.
+    """
+    rows: tuple[dict[Key, str], dict[Key, str]] = ({}, {})
+    for key in was.keys() & now.keys():
+        for found, given in zip(rows, (was, now), strict=True):
+            found[key[:2]] = loosest({found.get(key[:2], given[key]), given[key]})
+    for key in sorted(rows[0]):
+        before, after = rows[0][key], rows[1][key]
+        if before != after:
+            change = Change.WORSE if loosest((before, after)) == after else Change.BETTER
+            yield Row(quantity="precision", name="/".join(key), was=before, now=after, limit=None, change=change)
 
 
 def _worst_errors(was: Snapshot, now: Snapshot) -> tuple[dict[Key, float], dict[Key, float]]:

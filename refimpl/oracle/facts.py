@@ -91,6 +91,7 @@ def facts_of(path: Path, manifest: Manifest, golden: Golden) -> Facts:
             "name": golden.path.name,
             "source_sha256": golden.provenance.source_sha256,
             "recorded_on": golden.provenance.recorded_on,
+            "sha256": golden.sha256,
             "versions": dict(golden.provenance.versions),
             "cases": len(golden.cases),
         },

@@ -89,6 +89,7 @@ class Golden:
     signatures: Mapping[str, Signature]
     cases: tuple[GoldenCase, ...]
     dropped: tuple[DroppedCase, ...]
+    sha256: str = ""  # of the index, which holds the SHA-256 of every array: two records with the same one are the same
 
 
 def read_golden(path: str | os.PathLike[str]) -> Golden:
@@ -180,7 +181,9 @@ def new_directory(out: Path) -> Iterator[Path]:
         room.rename(out)
         _sync(out.parent)
     except OSError as error:
-        raise GoldenError(f"cannot write {out}: {error.strerror or error}") from error
+        raise GoldenError(
+            f"cannot write {out}: {error.strerror or error}", hint="free some disk space, or choose another place"
+        ) from error
     finally:
         shutil.rmtree(room, ignore_errors=True)  # it is gone already unless something failed
 
@@ -191,7 +194,10 @@ def _read_index(root: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise _damaged(root, f"{INDEX} cannot be read: {error}") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise GoldenError(f"{root} is not a golden record: {INDEX} is something else")
+        raise GoldenError(
+            f"{root} is not a golden record: {INDEX} is something else",
+            hint="make one with: refimpl record SAVED_MODEL GOLDEN",
+        )
     version = index.get("format_version")
     if not isinstance(version, int) or version < 1:
         raise _damaged(root, f"format version {version!r}")
@@ -212,11 +218,21 @@ def _golden_from(root: Path, index: dict[str, Any]) -> Golden:
     signatures = {item["key"]: Signature.from_json(item) for item in index["signatures"]}
     cases = tuple(_read_case(root, entry, index["format_version"]) for entry in index["cases"])
     for case in cases:
-        signature = signatures[case.signature]
-        if not case.outputs or {spec.name for spec in signature.outputs} != set(case.outputs):
-            raise ValueError(f"the outputs of {case.signature}/{case.name} are not those of its signature")
+        _require_its_signature(case, signatures[case.signature])
+    if len({(case.signature, case.name) for case in cases}) != len(cases):
+        raise ValueError("two cases of one signature have the same name")
     dropped = tuple(DroppedCase(**item) for item in index["dropped"])
-    return Golden(root, Provenance(**provenance), signatures, cases, dropped)
+    return Golden(root, Provenance(**provenance), signatures, cases, dropped, str(index["sha256"]))
+
+
+def _require_its_signature(case: GoldenCase, signature: Signature) -> None:
+    """What a case does not feed, or does not answer, would be compared with nothing."""
+    for what, specs, arrays in (
+        ("inputs", signature.inputs, case.inputs),
+        ("outputs", signature.outputs, case.outputs),
+    ):
+        if {spec.name for spec in specs} != set(arrays) or (what == "outputs" and not arrays):
+            raise ValueError(f"the {what} of {case.signature}/{case.name} are not those of its signature")
 
 
 def _read_case(root: Path, entry: dict[str, Any], version: int) -> GoldenCase:

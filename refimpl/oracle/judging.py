@@ -19,6 +19,7 @@ from refimpl.oracle.precision import precision_of_run
 from refimpl.oracle.runners import Bundle, RunResult
 from refimpl.oracle.verdict import NATIVE, CaseResult, IslandNote, Outcome
 from refimpl.specs import Signature
+from refimpl.text import counted
 from refimpl.tolerance import Tolerance, tolerance_for
 
 # Reasons of a bundle's manifest for a signature without islands that nobody needs to worry about.
@@ -58,26 +59,47 @@ class Judge:
         clipped = calibrated.outside(signature, case.inputs, self.tables)
         if clipped and self.calibrated_only and not self.reference:
             return replace(blank, reason=clipped, excused=True), None
-        start = time.perf_counter()
         try:
+            start = time.perf_counter()
             ran = self.call(case)
+            seconds = time.perf_counter() - start
+            alone = self._alone(case, ran)
         except InternalError:
             raise
         except RefimplError as error:
             return replace(blank, outcome=Outcome.RUN_FAILED, reason=str(error)), None
         except Exception as error:  # noqa: BLE001  whatever fails where TensorFlow had an answer is the bundle's failure
             return replace(blank, outcome=Outcome.RUN_FAILED, reason=f"{type(error).__name__}: {error}"), None
-        done = self._decided(replace(blank, seconds=time.perf_counter() - start), case, ran, clipped)
+        done = self._decided(replace(blank, seconds=seconds), case, ran, clipped)
+        if alone is not None and done.right:
+            done = self._also(done, case, alone)
         comparison = done.comparison
         measurable = (
             comparison is not None and not comparison.missing and all(t.ok or t.compared for t in comparison.tensors)
         )
-        return done, dict(ran.outputs) if measurable else None
+        # In golden's order: a label without a name of its own is about the first output that it fits.
+        return done, {name: ran.outputs[name] for name in case.outputs if name in ran.outputs} if measurable else None
 
     def call(self, case: GoldenCase, *, native: bool = False) -> RunResult:
         """One call, on copies: a bundle that writes into its inputs must not reach the golden arrays."""
         run = self.bundle.run_native if native or self.reference else self.bundle.run
         return run({name: array.copy() for name, array in case.inputs.items()}, case.signature)
+
+    def _alone(self, case: GoldenCase, ran: RunResult) -> Mapping[str, Array] | None:
+        """What ``infer`` answers where it asks an engine and leaves the graph out; None where it does not."""
+        record = next((item for item in self.manifest.signatures if item.signature.key == case.signature), None)
+        whole = record is not None and record.direct is not None and not self.reference
+        if not whole or all(run.engine == NATIVE for run in ran.islands):
+            return None
+        return self.bundle.infer({name: array.copy() for name, array in case.inputs.items()}, case.signature)
+
+    def _also(self, done: CaseResult, case: GoldenCase, alone: Mapping[str, Array]) -> CaseResult:
+        """A case that is right through the graph must be right without it, too: which output is which is told twice."""
+        comparison = _compared(case, alone, done.precision)
+        if comparison.ok:
+            return done
+        reason = f"right through the graph; by LoadedBundle.infer, which asks the engine alone: {comparison.reason}"
+        return replace(done, outcome=Outcome.MISMATCH, reason=reason, comparison=comparison)
 
     def _decided(self, blank: CaseResult, case: GoldenCase, ran: RunResult, clipped: str) -> CaseResult:
         # An island in a loop runs many times: what it did is told once.
@@ -160,10 +182,11 @@ def _notes(comparison: Comparison, islands: Sequence[IslandNote]) -> tuple[str, 
     empty = [tensor for tensor in silent if 0 in tensor.shape]
     notes = [f"{tensor.name}: {tensor.reason}" for tensor in silent if tensor not in empty]
     if empty:
-        notes.append(f"{len(empty)} of {len(comparison.tensors)} outputs are empty: nothing to compare")
+        few = f"{len(empty)} of {counted(len(comparison.tensors), 'output')}"
+        notes.append(f"{few} {'is' if len(empty) == 1 else 'are'} empty: nothing to compare")
     planned = Counter(island.reason for island in islands if island.engine == NATIVE and island.expected)
-    whole = len(islands)
-    notes += [f"{n} of {whole} islands ran in TensorFlow as documented: {why}" for why, n in planned.items()]
+    whole = counted(len(islands), "island")
+    notes += [f"{n} of {whole} ran in TensorFlow as documented: {why}" for why, n in planned.items()]
     return tuple(notes)
 
 

@@ -18,6 +18,7 @@ from refimpl.oracle import conditioning, golden, runners
 from refimpl.oracle.arrays import digest
 from refimpl.oracle.cases import Case, CaseKind, CasePlan, narrow, plan_cases
 from refimpl.oracle.user_cases import user_cases
+from refimpl.progress import Step
 from refimpl.specs import Shape, Signature
 
 Progress = Callable[[str], None]
@@ -105,7 +106,10 @@ def _choose(runner: runners.SavedModelRunner, wanted: Sequence[str] | None) -> t
     if wanted:
         return tuple(runner.signature(key) for key in dict.fromkeys(wanted))
     if not runner.signatures:
-        raise SourceError(f"{runner.path.name} has no signature that takes and returns dense tensors")
+        raise SourceError(
+            f"{runner.path.name} has no signature that takes and returns dense tensors",
+            hint="export a signature without sparse and ragged arguments",
+        )
     return tuple(runner.signatures.values())
 
 
@@ -130,17 +134,19 @@ def _run_all(
 ) -> tuple[list[golden.GoldenCase], list[golden.DroppedCase]]:
     kept: list[golden.GoldenCase] = []
     dropped: list[golden.DroppedCase] = []
-    for plan in plans:
+    waiting = list(plans)
+    for number, plan in enumerate(waiting, 1):
         given = isinstance(plan, list)
         result = _first_useful(runner, plan if isinstance(plan, list) else plan.attempts())
         if isinstance(result, golden.GoldenCase):
-            say(f"{result.signature}/{result.name}: recorded")
+            say(Step(f"{result.signature}/{result.name}: recorded", stage="cases", done=number, total=len(waiting)))
             kept.append(result)
             continue
         if given:
             where = {"case": result.name, "signature": result.signature}
             raise GoldenError(f"your case cannot be recorded: {result.reason}", **where)
-        say(f"{result.signature}/{result.name}: dropped: {result.reason}")
+        line = f"{result.signature}/{result.name}: dropped: {result.reason}"
+        say(Step(line, stage="cases", done=number, total=len(waiting)))
         dropped.append(result)
     return kept, dropped
 

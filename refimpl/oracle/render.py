@@ -1,22 +1,36 @@
-"""Verdicts for a terminal, and as JSON. Decides nothing; fits 80 columns."""
+"""Verdicts for a terminal, and as JSON. Decides nothing; fits the terminal, whatever names are in it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
 from refimpl.oracle import wording
-from refimpl.oracle.drift import FAILS, Change, Drift
+from refimpl.oracle.drift import Drift
 from refimpl.oracle.verdict import CaseResult, Outcome, Verdict
 from refimpl.oracle.verdict_set import VerdictSet
+from refimpl.tables import Column
+from refimpl.terminal import print_line, print_table
 
-_STYLE = {Outcome.MATCH: "green", Outcome.MATCH_NOTHING_ACCELERATED: "yellow", Outcome.FALLBACK_USED: "yellow"}
 _SHORT = {Outcome.MATCH_NOTHING_ACCELERATED: "match, in TF"}
-Part = Table | Text
+_CASES = (
+    Column("case", "name"),
+    Column("outcome"),
+    Column("worst output", "name"),
+    Column("max error", "number"),
+    Column("of tol.", "number"),
+    Column("islands", "text"),
+)
+_DRIFT = (
+    Column("quantity"),
+    Column("of", "name"),
+    Column("was", "number"),
+    Column("is", "number"),
+    Column("allowed", "number"),
+    Column("", "word"),
+)
 
 
 def to_json_text(verdicts: VerdictSet) -> str:
@@ -26,67 +40,63 @@ def to_json_text(verdicts: VerdictSet) -> str:
 
 def print_verdicts(verdicts: VerdictSet, console: Console) -> None:
     """For each verdict a table of its cases and what went wrong; then the facts; the conclusion in the last line."""
-    parts: list[Part] = [Text(wording.heading(verdicts)), Text()]
+    print_line(console, wording.heading(verdicts))
+    print_line(console, "")
     for verdict in verdicts.verdicts:
-        parts += [*_verdict(verdict), Text()]
-    parts += [Text(line) for line in wording.bundle_lines(verdicts)]
+        _print_verdict(verdict, console)
+        print_line(console, "")
+    for line in wording.bundle_lines(verdicts):
+        print_line(console, line)
     if verdicts.drift is not None:
-        parts += [Text(), *_drift(verdicts.drift)]
-    style = "bold green" if verdicts.passed else "bold red"
-    parts += [Text(), Text(wording.conclusion(verdicts), style=style)]
-    console.print(Group(*parts), soft_wrap=False, highlight=False)
+        print_line(console, "")
+        _print_drift(verdicts.drift, console)
+    print_line(console, "")
+    print_line(console, wording.conclusion(verdicts), "bold green" if verdicts.passed else "bold red")
 
 
-def _verdict(verdict: Verdict) -> Iterator[Part]:
-    if not verdict.cases:
-        style = "dim" if verdict.excused else "red"
-        yield Text(f"{wording.engine_heading(verdict)}: {wording.summary(verdict)}", style=style)
-        return
-    yield Text(f"{wording.engine_heading(verdict)}: {wording.summary(verdict)}")
-    yield _case_table(verdict)
+def _print_verdict(verdict: Verdict, console: Console) -> None:
+    style = "" if verdict.cases else "dim" if verdict.excused else "red"
+    print_line(console, f"{wording.engine_heading(verdict)}: {wording.summary(verdict)}", style)
+    groups: dict[str, list[CaseResult]] = {}
     for case in verdict.cases:
-        yield from _remarks(case, verdict)
-    yield from (Text(f"note: {note}", style="yellow") for note in verdict.notes)
-    yield from (Text(f"latency: {wording.latency_text(item)}") for item in verdict.latencies)
+        groups.setdefault(case.signature, []).append(case)
+    for signature, cases in groups.items():
+        if len(groups) > 1:
+            print_line(console, "")
+            print_line(console, f"signature {signature}", "bold")
+        print_table(console, _CASES, list(map(_row, cases)))
+    for case in verdict.cases:
+        _print_remarks(case, verdict, console)
+    for note in verdict.notes:
+        print_line(console, f"note: {note}", "yellow")
+    for item in verdict.latencies:
+        print_line(console, f"latency: {wording.latency_text(item)}")
     if verdict.task is not None:
-        yield Text(wording.task_text(verdict.task), style="red" if verdict.task.problem else "")
+        print_line(console, wording.task_text(verdict.task), "red" if verdict.task.problem else "")
 
 
-def _case_table(verdict: Verdict) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("case", "outcome", "worst output"):
-        table.add_column(title, overflow="fold")
-    table.add_column("max |Δ|", justify="right", no_wrap=True)
-    table.add_column("of tol.", justify="right", no_wrap=True)
-    table.add_column("islands", overflow="fold")
-    for case in verdict.cases:
-        worst = wording.worst_tensor(case)
-        outcome = Text(_SHORT.get(case.outcome, case.outcome.value), style=_STYLE.get(case.outcome, "bold red"))
-        numbers = wording.number(worst.max_abs if worst else None), wording.share_text(worst)
-        name, output = Text(wording.case_name(case, verdict)), Text(worst.name if worst else "-")
-        table.add_row(name, outcome, output, *numbers, Text(wording.engines_text(case)))
-    return table
+def _row(case: CaseResult) -> Sequence[str]:
+    worst = wording.worst_tensor(case)
+    numbers = wording.number(worst.max_abs if worst else None), wording.share_text(worst)
+    outcome = _SHORT.get(case.outcome, case.outcome.value)
+    return case.case, outcome, worst.name if worst else "-", *numbers, wording.engines_text(case)
 
 
-def _remarks(case: CaseResult, verdict: Verdict) -> Iterator[Text]:
+def _print_remarks(case: CaseResult, verdict: Verdict, console: Console) -> None:
     name = wording.case_name(case, verdict)
     if not verdict.tolerates(case):
-        yield Text(f"{name}: {case.reason}", style="red")
-        yield from (Text(f"  {line}") for line in wording.worst_lines(case))
+        print_line(console, f"{name}: {case.reason}", "red")
+        for line in wording.worst_lines(case):
+            print_line(console, f"  {line}")
     elif case.reason and case.outcome is not Outcome.MATCH_NOTHING_ACCELERATED:
-        yield Text(f"{name}: {case.reason}", style="yellow")
-    yield from (Text(f"{name}: {note}", style="dim") for note in case.notes)
+        print_line(console, f"{name}: {case.reason}", "yellow")
+    for note in case.notes:
+        print_line(console, f"{name}: {note}", "dim")
 
 
-def _drift(drift: Drift) -> Iterator[Part]:
-    yield Text(wording.drift_heading(drift))
-    rows = wording.told_rows(drift)
-    if rows:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for title in ("quantity", "of", "was", "is", "allowed", ""):
-            table.add_column(title, overflow="fold")
-        for row in rows:
-            style = "red" if row.change in FAILS else "green" if row.change is Change.BETTER else ""
-            table.add_row(*(Text(cell, style=style) for cell in wording.row_cells(row)))
-        yield table
-    yield from (Text(f"note: {note}", style="yellow") for note in drift.notes)
+def _print_drift(drift: Drift, console: Console) -> None:
+    print_line(console, wording.drift_heading(drift))
+    if rows := [wording.row_cells(row) for row in wording.told_rows(drift)]:
+        print_table(console, _DRIFT, rows)
+    for note in drift.notes:
+        print_line(console, f"note: {note}", "yellow")

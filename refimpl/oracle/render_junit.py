@@ -15,9 +15,10 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def to_junit(verdicts: VerdictSet) -> str:
-    """One suite per verdict, with a test per case and one for the whole; a suite for the drift since a baseline.
+    """One suite per verdict, with a test per case, one for the metric and one for the whole; one suite for the drift.
 
-    What was left out on purpose is ``skipped``, with the reason; so is an engine that cannot run here.
+    One thing that is wrong is one failure, of the innermost test that it is about. What was left out on purpose is
+    ``skipped``, with the reason; so is an engine that cannot run here, and a signature that was not checked.
     """
     root = ET.Element("testsuites", name=_xml(f"refimpl check {verdicts.facts.bundle.name}"))
     for verdict in verdicts.verdicts:
@@ -26,7 +27,7 @@ def to_junit(verdicts: VerdictSet) -> str:
         _drift(ET.SubElement(root, "testsuite", name="refimpl.check.drift"), verdicts.drift)
     whole = ET.SubElement(root, "testsuite", name="refimpl.check")
     node = _testcase(whole, "bundle", "check", 0.0)
-    if not verdicts.passed:
+    if not verdicts.passed and all(root.find(f".//{tag}") is None for tag in ("failure", "error")):
         _add(node, "failure", verdicts.outcome.value, "; ".join(verdicts.problems))
     for suite in root:
         _count(suite)
@@ -43,11 +44,18 @@ def _verdict(suite: ET.Element, verdict: Verdict) -> None:
         elif not verdict.tolerates(case):
             kind = "error" if case.outcome in _ERRORS else "failure"
             _add(node, kind, case.outcome.value, case.reason, _details(case))
+    for item in verdict.unchecked:
+        node = _testcase(suite, item.signature, "(not checked)", 0.0)
+        ET.SubElement(node, "skipped", message=_xml(str(item)))
+    if verdict.task is not None and verdict.task.max_drop is not None:
+        node = _testcase(suite, verdict.engine, f"drop of {verdict.task.metric}", 0.0)
+        if verdict.task.problem:
+            _add(node, "failure", "metric", verdict.task.problem, wording.task_text(verdict.task))
     whole = _testcase(suite, verdict.engine, "verdict", 0.0)
     if verdict.excused:
         ET.SubElement(whole, "skipped", message=_xml(verdict.excused))
-    elif not verdict.passed:
-        _add(whole, "failure", verdict.outcome.value, "; ".join(verdict.problems))
+    elif verdict.problems_of_the_whole:
+        _add(whole, "failure", verdict.outcome.value, "; ".join(verdict.problems_of_the_whole))
 
 
 def _details(case: CaseResult) -> str:

@@ -20,6 +20,7 @@ from refimpl import env
 from refimpl.errors import GoldenError, RunError, SourceError, first_line
 from refimpl.oracle.arrays import Array, conform_all
 from refimpl.specs import Signature, TensorSpec
+from refimpl.trees import files_of
 
 REFERENCE_RUNNER = "tensorflow session, cpu, one thread, no grappler"
 _INTERNAL_SIGNATURES = ("__saved_model_init_op", "__saved_model_train_op")
@@ -54,6 +55,7 @@ class Bundle(Protocol):
     def signatures(self) -> Mapping[str, Signature]: ...
     def run(self, inputs: Mapping[str, Array], signature: str) -> RunResult: ...
     def run_native(self, inputs: Mapping[str, Array], signature: str) -> RunResult: ...
+    def infer(self, inputs: Mapping[str, Array], signature: str) -> dict[str, Array]: ...
 
 
 def open_bundle(path: str | os.PathLike[str], engines: Sequence[str] | None = None) -> Bundle:
@@ -100,7 +102,7 @@ def tree_sha256(directory: str | os.PathLike[str]) -> str:
     root = Path(directory)
     total = hashlib.sha256()
     try:
-        files = (file.relative_to(root) for file in root.rglob("*") if file.is_file())
+        files = (file.relative_to(root) for file in files_of(root))
         for name in sorted(files, key=lambda path: path.parts):
             content = hashlib.sha256()
             with (root / name).open("rb") as stream:
@@ -108,7 +110,7 @@ def tree_sha256(directory: str | os.PathLike[str]) -> str:
                     content.update(block)
             total.update(f"{name.as_posix()}\0{content.hexdigest()}\n".encode())
     except OSError as error:
-        raise SourceError(f"cannot read {error.filename}: {error.strerror}") from error
+        raise SourceError(f"cannot read {error.filename}: {error.strerror}", hint="look at its permissions") from error
     return total.hexdigest()
 
 
@@ -243,9 +245,11 @@ def _meta_graph_tags(path: Path) -> list[tuple[str, ...]]:
         else:
             text_format.Parse(text.read_text(encoding="utf-8"), model)
     except (message.DecodeError, text_format.ParseError, UnicodeDecodeError, OSError) as error:
-        raise SourceError(f"{path} is a damaged SavedModel: {first_line(error)}") from error
+        raise SourceError(
+            f"{path} is a damaged SavedModel: {first_line(error)}", hint="copy or export the model again"
+        ) from error
     if not model.meta_graphs:
-        raise SourceError(f"{path} is a damaged SavedModel: it holds no graph")
+        raise SourceError(f"{path} is a damaged SavedModel: it holds no graph", hint="copy or export the model again")
     return [tuple(sorted(meta.meta_info_def.tags)) for meta in model.meta_graphs]
 
 
@@ -276,5 +280,8 @@ def _array(spec: TensorSpec, value: Any) -> Array:
         return array
     array = np.asarray(value)
     if array.dtype != spec.numpy_dtype():
-        raise GoldenError(f"output {spec.name!r} came as {array.dtype}, the signature says {spec.dtype}")
+        raise GoldenError(
+            f"output {spec.name!r} came as {array.dtype}, the signature says {spec.dtype}",
+            hint="the signature of the model is wrong; export it again",
+        )
     return array

@@ -90,5 +90,7 @@ def _polygraphy_passes(want: Array, got: Array, limit: float) -> bool:
 
 
 def _sides(want: Array, got: Array) -> tuple[tuple[str, Array], ...]:
-    """A relative error is one of the second side, as Polygraphy has it. Tensors of rank 0 get an axis."""
-    return ("bundle", np.atleast_1d(got)), ("golden", np.atleast_1d(want))
+    """A relative error is one of the second side, as Polygraphy has it. Tensors of rank 0 get an axis, and it refuses
+    views that are not contiguous.
+    """
+    return ("bundle", np.ascontiguousarray(got)), ("golden", np.ascontiguousarray(want))

@@ -9,7 +9,7 @@ Introduction to the Bootstrap, 1993, chapter 13). A share of right answers also 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ RESAMPLES = 2000
 _SEED = 20_240_229  # any will do, but always the same
 _Z = 1.959963984540054  # 97.5 % of a normal distribution lies below
 _AT_ONCE = 1 << 22  # drawn indices held in memory
+Values = Mapping[tuple[str, str], Array]  # (signature, case) -> float64[batch]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,16 +69,45 @@ class TaskMetric:
         return {**asdict(self), "problem": self.problem}
 
 
+def of_golden(metric: str, cases: Sequence[GoldenCase]) -> Values:
+    """The metric of TensorFlow's own outputs, of every labelled case: known before the bundle runs.
+
+    Args:
+        metric: a name that :func:`refimpl.metrics.per_example` knows.
+        cases: of a golden record, labelled or not.
+
+    Returns:
+        (signature, case) -> ``float64[batch]``.
+
+    Raises:
+        RecipeError: no such metric, or it cannot be taken of TensorFlow's outputs: the labels do not fit them, or the
+            user's function fails.
+    """
+    found = {}
+    for case in cases:
+        if case.labels:
+            try:
+                values = metrics.per_example(metric, case.labels, case.outputs, case.inputs)
+            except RefimplError as error:
+                error.where = {"case": case.name, "signature": case.signature, **error.where}
+                raise
+            found[case.signature, case.name] = values
+    return found
+
+
 def measure(
-    metric: str, runs: Sequence[tuple[GoldenCase, dict[str, Array] | None]], max_drop: float | None
+    metric: str,
+    runs: Sequence[tuple[GoldenCase, dict[str, Array] | None]],
+    golden: Values,
+    max_drop: float | None,
 ) -> TaskMetric | None:
     """The metric of the signature whose labelled cases lose most.
 
     Signatures are not put together: the same examples often go through several, and one that stayed in TensorFlow
-    loses nothing. Arguments, result and errors are as for :func:`measure_one`.
+    loses nothing. Arguments and result are as for :func:`measure_one`.
     """
     keys = dict.fromkeys(case.signature for case, _ in runs)
-    found = [measure_one(metric, [run for run in runs if run[0].signature == key], max_drop) for key in keys]
+    found = [measure_one(metric, [run for run in runs if run[0].signature == key], golden, max_drop) for key in keys]
     return max((item for item in found if item is not None), key=_badness, default=None)
 
 
@@ -87,28 +117,29 @@ def _badness(task: TaskMetric) -> tuple[bool, float]:
 
 
 def measure_one(
-    metric: str, runs: Sequence[tuple[GoldenCase, dict[str, Array] | None]], max_drop: float | None
+    metric: str,
+    runs: Sequence[tuple[GoldenCase, dict[str, Array] | None]],
+    golden: Values,
+    max_drop: float | None,
 ) -> TaskMetric | None:
     """The metric of all labelled cases of one signature together.
 
     Args:
         metric: a name that :func:`refimpl.metrics.per_example` knows.
         runs: labelled cases, each with the bundle's outputs; None where it gave none that can be measured.
+        golden: the metric of TensorFlow's outputs (:func:`of_golden`).
         max_drop: the largest drop that passes.
 
     Returns:
         None when there is no labelled case.
-
-    Raises:
-        RecipeError: no such metric, or it cannot be taken of TensorFlow's own outputs.
     """
     if not runs:
         return None
-    golden = np.concatenate([metrics.per_example(metric, c.labels, c.outputs, c.inputs) for c, _ in runs])
+    theirs = np.concatenate([golden[case.signature, case.name] for case, _ in runs])
     key = runs[0][0].signature
-    blank = TaskMetric(metric=metric, examples=golden.size, signature=key, tensorflow=_mean(golden), max_drop=max_drop)
+    blank = TaskMetric(metric=metric, examples=theirs.size, signature=key, tensorflow=_mean(theirs), max_drop=max_drop)
     missing = [case.name for case, outputs in runs if outputs is None]
-    if missing or not golden.size:
+    if missing or not theirs.size:
         why = f"no comparable outputs in {', '.join(missing[:3])}" if missing else "there is no example"
         return _with(blank, unmeasured=why)
     try:
@@ -116,13 +147,13 @@ def measure_one(
     except RefimplError as error:  # of TensorFlow's outputs it could be taken
         return _with(blank, unmeasured=error.message)
     ours = np.concatenate(parts)
-    losses = golden - ours if metrics.higher_is_better(metric) else ours - golden
+    losses = theirs - ours if metrics.higher_is_better(metric) else ours - theirs
     return _with(
         blank,
         bundle=_mean(ours),
         drop=_mean(losses),
         drop_interval=bootstrap_interval(losses),
-        tensorflow_interval=_wilson_of(golden),
+        tensorflow_interval=_wilson_of(theirs),
         bundle_interval=_wilson_of(ours),
     )
 

@@ -54,7 +54,9 @@ def user_cases(source: str, signatures: Sequence[Signature], labels: Sequence[st
     keys = [(case.signature, case.name) for case in cases]
     twice = sorted({f"{signature}/{name}" for signature, name in keys if keys.count((signature, name)) > 1})
     if twice:
-        raise GoldenError(f"case names occur twice: {', '.join(twice)}")
+        raise GoldenError(
+            f"case names occur twice: {', '.join(twice)}", hint="give each case of a signature a name of its own"
+        )
     return tuple(cases)
 
 
@@ -167,9 +169,15 @@ def _call(source: str) -> Iterator[tuple[str, Values]]:
     for number, item in enumerate(produced):
         name, values = (f"{function}-{number}", item) if not isinstance(item, tuple) or len(item) != 2 else item
         if not isinstance(name, str) or not isinstance(values, Mapping):
-            raise GoldenError(f"{source} yields {type(item).__name__}, not a dict of inputs or (name, dict)")
+            raise GoldenError(
+                f"{source} yields {type(item).__name__}, not a dict of inputs or (name, dict)",
+                hint="yield dicts of arrays by input name",
+            )
         yield name, values
 
 
 def _failed(source: str, error: Exception) -> GoldenError:
-    return GoldenError(f"{source} failed: {type(error).__name__}: {error}")
+    return GoldenError(
+        f"{source} failed: {type(error).__name__}: {error}",
+        hint="the function is yours: it must yield dicts of arrays by input name",
+    )

@@ -102,6 +102,17 @@ class CaseResult:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Unchecked:
+    """A signature of which no answer was judged."""
+
+    signature: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"signature {self.signature!r} was not checked: {self.why}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """The judgement on a bundle with one choice of engines."""
@@ -119,6 +130,8 @@ class Verdict:
     unavailable: str = ""  # why they were not run, where it is
     latencies: tuple[Latency, ...] = ()
     task: TaskMetric | None = None
+    unchecked: tuple[Unchecked, ...] = ()
+    islands: tuple[tuple[str, str], ...] = ()  # that the bundle has, as (signature, name), where an engine is to run
 
     @property
     def engine(self) -> str:
@@ -151,11 +164,14 @@ class Verdict:
         """Islands, by signature and name, that TensorFlow ran for in every case, and why: nobody saw their engines.
 
         Each time for a documented reason, so that every case is a match; but an engine that gives nothing but NaN, or
-        golden inputs that reach an island with nothing else, would hide behind that for good.
+        golden inputs that reach an island with nothing else, would hide behind that for good. So would one that the
+        graph of the bundle does not even call.
         """
         runs = [(case.signature, island) for case in self.judged for island in case.islands]
         seen = {(signature, island.island) for signature, island in runs if island.engine != NATIVE}
-        return {(key, run.island): run.reason for key, run in runs if run.expected and (key, run.island) not in seen}
+        found = {(key, run.island): run.reason for key, run in runs if run.expected and (key, run.island) not in seen}
+        called, ran = {(key, run.island) for key, run in runs}, {case.signature for case in self.judged if case.right}
+        return found | {key: "nothing called it" for key in self.islands if key[0] in ran and key not in called}
 
     @property
     def outcome(self) -> Outcome:
@@ -170,23 +186,32 @@ class Verdict:
     @property
     def problems(self) -> tuple[str, ...]:
         """Why it does not pass; empty when it does."""
+        counts = Counter(case.outcome for case in self.cases if not self.tolerates(case))
+        found = [f"{n} of {len(self.cases)} cases: {outcome.value}" for outcome, n in counts.items()]
+        found += self.problems_of_the_whole
+        if self.task is not None and self.task.problem:
+            found.append(self.task.problem)
+        return tuple(found)
+
+    @property
+    def problems_of_the_whole(self) -> tuple[str, ...]:
+        """Why it does not pass although no single case fails; without the task's metric, which has its own problem."""
         if self.unavailable:
             return (f"not run: {self.unavailable}",)
         if not self.judged:
             return ("no case was run",)
-        counts = Counter(case.outcome for case in self.cases if not self.tolerates(case))
-        problems = [f"{n} of {len(self.cases)} cases: {outcome.value}" for outcome, n in counts.items()]
-        wants_engine = not self.allow_unaccelerated and not self.reference
-        if not self.accelerated and wants_engine and not problems:
-            problems.append("the outputs match, but no engine ran: nothing was accelerated")
-        if self.accelerated and not self.allow_fallback and not problems:
-            problems += [
-                f"{key}: island {name} ran in no engine in any case ({why}): it was not judged"
-                for (key, name), why in self.unseen.items()
-            ]
-        if self.task is not None and self.task.problem:
-            problems.append(self.task.problem)
-        return tuple(problems)
+        if not all(map(self.tolerates, self.cases)):
+            return ()
+        if not any(case.comparison is not None and case.comparison.compared for case in self.judged):
+            return ("nothing was compared: every output of every case is empty or not repeatable",)
+        if not self.accelerated and not self.allow_unaccelerated and not self.reference:
+            return ("the outputs match, but no engine ran: nothing was accelerated",)
+        if not self.accelerated or self.allow_fallback:
+            return ()
+        return tuple(
+            f"{key}: island {name} ran in no engine in any case ({why}): it was not judged"
+            for (key, name), why in self.unseen.items()
+        )
 
     @property
     def passed(self) -> bool:
@@ -213,6 +238,7 @@ class Verdict:
             "accelerated": self.accelerated,
             "counts": {outcome.value: sum(c.outcome is outcome for c in self.cases) for outcome in Outcome},
             "notes": list(self.notes),
+            "unchecked": [asdict(item) for item in self.unchecked],
             "task": None if self.task is None else self.task.to_json(),
             "latencies": [latency.to_json() for latency in self.latencies],
             "cases": [case.to_json() for case in self.cases],

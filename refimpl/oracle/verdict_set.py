@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,33 @@ from typing import Any
 from refimpl import bundle as bundles
 from refimpl import engines as kinds
 from refimpl.bundle import Manifest
-from refimpl.oracle.check import STRICT, CheckOptions, OpenBundle, Progress, check_record, require_same_source
-from refimpl.oracle.drift import Drift
+from refimpl.errors import UnsupportedError
+from refimpl.oracle.baseline import Baseline, Snapshot, require_comparable
+from refimpl.oracle.check import (
+    STRICT,
+    CheckOptions,
+    OpenBundle,
+    Progress,
+    check_record,
+    require_labels,
+    require_same_source,
+)
+from refimpl.oracle.drift import Drift, compare_with
 from refimpl.oracle.facts import Facts, facts_of
 from refimpl.oracle.golden import Golden, read_golden
 from refimpl.oracle.runners import open_bundle
-from refimpl.oracle.verdict import FORMAT, FORMAT_VERSION, SEVERITY, TENSORFLOW, Outcome, Verdict, strict_json
+from refimpl.oracle.selection import selected
+from refimpl.oracle.verdict import (
+    FORMAT,
+    FORMAT_VERSION,
+    SEVERITY,
+    TENSORFLOW,
+    Outcome,
+    Unchecked,
+    Verdict,
+    strict_json,
+)
+from refimpl.progress import prefixed
 
 NUMPY = "numpy"
 ALL_ENGINES = (*kinds.KINDS, NUMPY)
@@ -59,6 +80,13 @@ class VerdictSet:
             found.append(self.drift.problem)
         return tuple(found)
 
+    @property
+    def unchecked(self) -> tuple[Unchecked, ...]:
+        """Signatures of which no verdict on an engine judged an answer."""
+        ran = [verdict for verdict in self.verdicts if not verdict.excused and not verdict.unavailable]
+        missed = [verdict.unchecked for verdict in ran if not verdict.reference]
+        return tuple(item for item in missed[0] if all(item in other for other in missed)) if missed else ()
+
     def _environment(self, verdict: Verdict) -> str:
         versions = [self.facts.versions, self.facts.golden["versions"]]
         here, then = (v.get("tensorflow") or v.get("tensorflow-cpu") or "of unknown version" for v in versions)
@@ -98,6 +126,7 @@ def judge(
     options: CheckOptions = STRICT,
     *,
     all_engines: bool = False,
+    baseline: Baseline | None = None,
     progress: Progress | None = None,
     open_with: OpenBundle = open_bundle,
     manifest_with: ManifestOf = manifest_of,
@@ -110,16 +139,23 @@ def judge(
         options: how strict to be. With ``all_engines``, ``options.engines`` are those that must be able to run.
         all_engines: judge TensorFlow itself, then every kind of engine, each alone. One that the bundle lacks, or that
             cannot run on this machine, is listed with the reason.
+        baseline: an earlier verdict that nothing may have got worse since.
         progress: called with one line per case.
         open_with: loads the bundle.
         manifest_with: reads its manifest.
 
     Raises:
-        GoldenError, BundleError, RecipeError: see :func:`refimpl.oracle.check`.
+        GoldenError: as :func:`refimpl.oracle.check`; or the baseline is of another model or of other golden answers.
+        BundleError, RecipeError: as :func:`refimpl.oracle.check`.
+        UnsupportedError: an engine that was asked for is not known. All of these come before any case runs.
     """
+    _require_known(options.engines or ())
     record, path = read_golden(golden), Path(bundle)
     manifest = manifest_with(path)
     require_same_source(record, manifest.source_sha256)
+    require_labels(selected(record, options.signatures), options)
+    if baseline is not None:
+        require_comparable(baseline, manifest.source_sha256, record)
 
     def one(own: CheckOptions, say: Progress | None, *, reference: bool = False) -> Verdict:
         return check_record(path, record, own, reference=reference, progress=say, open_with=open_with)
@@ -127,18 +163,32 @@ def judge(
     if not all_engines:
         verdicts = [one(options, progress)]
     else:
-        verdicts = [one(replace(options, engines=None, max_drop=None), _prefixed(TENSORFLOW, progress), reference=True)]
+        verdicts = [one(replace(options, engines=None, max_drop=None), _named(TENSORFLOW, progress), reference=True)]
         for engine in ALL_ENGINES:
             own = _alone(engine, options)
             if why := _why_not(engine, manifest):
                 verdicts.append(_not_run(engine, why, path, record, options))
             else:
-                verdicts.append(one(own, _prefixed(engine, progress)))
-    return VerdictSet(verdicts=tuple(verdicts), facts=facts_of(path, manifest, record))
+                verdicts.append(one(own, _named(engine, progress)))
+    found = VerdictSet(verdicts=tuple(verdicts), facts=facts_of(path, manifest, record))
+    return found if baseline is None else replace(found, drift=_drift(baseline, found, options.signatures))
 
 
-def _prefixed(engine: str, progress: Progress | None) -> Progress | None:
-    return None if progress is None else lambda line: progress(f"{engine}: {line}")
+def _require_known(engines: Sequence[str]) -> None:
+    """A name that is mistyped must not be an engine that nobody asked for."""
+    for engine in engines:
+        if engine not in ALL_ENGINES:
+            known = ", ".join(ALL_ENGINES)
+            raise UnsupportedError(f"engine {engine!r} is not known", hint=f"choose from {known}")
+
+
+def _drift(baseline: Baseline, found: VerdictSet, signatures: Sequence[str] | None) -> Drift:
+    now = Snapshot.of(found.to_json())
+    return compare_with(baseline.path.name, baseline.snapshot, now, baseline.allowed, signatures)
+
+
+def _named(engine: str, progress: Progress | None) -> Progress | None:
+    return None if progress is None else prefixed(f"{engine}: ", progress)
 
 
 def _alone(engine: str, options: CheckOptions) -> CheckOptions:

@@ -10,8 +10,9 @@ from refimpl.oracle.facts import SignatureFacts
 from refimpl.oracle.latency import Latency
 from refimpl.oracle.statistics import Places
 from refimpl.oracle.task_metric import TaskMetric
-from refimpl.oracle.verdict import NATIVE, CaseResult, Outcome, Verdict
+from refimpl.oracle.verdict import NATIVE, CaseResult, Outcome, Unchecked, Verdict
 from refimpl.oracle.verdict_set import VerdictSet
+from refimpl.text import counted
 
 _MB = 1e6
 
@@ -24,7 +25,8 @@ def conclusion(verdicts: VerdictSet) -> str:
         return f"PASSED: {summary(verdicts.verdicts[0])}"
     ran = [verdict.engine for verdict in verdicts.verdicts if not verdict.excused]
     idle = [verdict.engine for verdict in verdicts.verdicts if verdict.excused]
-    return f"PASSED: {', '.join(ran)} match TensorFlow" + (f"; not run: {', '.join(idle)}" if idle else "")
+    text = f"PASSED: {', '.join(ran)} match TensorFlow" + (f"; not run: {', '.join(idle)}" if idle else "")
+    return text + _missed(verdicts.unchecked)
 
 
 def summary(verdict: Verdict) -> str:
@@ -34,7 +36,7 @@ def summary(verdict: Verdict) -> str:
     if not verdict.passed:
         return "; ".join(verdict.problems)
     count = len(verdict.judged)
-    text = f"{count} of {count} cases match TensorFlow"
+    text = f"{count} of {counted(count, 'case')} {'match' if count > 1 else 'matches'} TensorFlow"
     text += "" if verdict.accelerated or verdict.reference else ", nothing was accelerated"
     for outcome, what in (
         (Outcome.FALLBACK_USED, "with a fallback"),
@@ -43,7 +45,13 @@ def summary(verdict: Verdict) -> str:
         found = sum(case.outcome is outcome for case in verdict.cases)
         text += f", {found} {what}" if found else ""
     left = len(verdict.cases) - count
-    return text + (f", {left} left out" if left else "")
+    return text + (f", {left} left out" if left else "") + _missed(verdict.unchecked)
+
+
+def _missed(signatures: Sequence[Unchecked]) -> str:
+    """What a pass does not cover."""
+    listed = ", ".join(f"{item.signature} ({item.why})" for item in signatures)
+    return f"; NOT checked: {counted(len(signatures), 'signature')}: {listed}" if signatures else ""
 
 
 def heading(verdicts: VerdictSet) -> str:
@@ -73,7 +81,7 @@ def bundle_lines(verdicts: VerdictSet) -> list[str]:
 def _converted(item: SignatureFacts) -> str:
     if not item.converted:
         return f"{item.key}: not converted: {item.reason}"
-    islands = count(item.islands, "island")
+    islands = counted(item.islands, "island")
     return f"{item.key}: {item.ops_converted} of {item.ops_total} ops ({item.share:.0%}) in {islands}"
 
 
@@ -89,7 +97,7 @@ def task_text(task: TaskMetric) -> str:
     """The metric of both, the drop, and how sure it is."""
     if task.drop is None or task.bundle is None or task.tensorflow is None:
         return f"{task.metric} was not measured: {task.unmeasured}"
-    text = f"{task.metric} on {count(task.examples, 'example')} of signature {task.signature!r}: "
+    text = f"{task.metric} on {counted(task.examples, 'example')} of signature {task.signature!r}: "
     text += f"TensorFlow {_with(task.tensorflow, task.tensorflow_interval)}"
     text += f", bundle {_with(task.bundle, task.bundle_interval)}, drop {_with(task.drop, task.drop_interval)}"
     if task.max_drop is not None:
@@ -167,7 +175,7 @@ def told_rows(drift: Drift) -> list[Row]:
 def drift_heading(drift: Drift) -> str:
     """How much stayed, and how much did not."""
     same = sum(row.change is Change.SAME for row in drift.rows)
-    return f"since baseline {drift.baseline}: {count(same, 'number')} of {len(drift.rows)} the same"
+    return f"since baseline {drift.baseline}: {counted(same, 'number')} of {len(drift.rows)} the same"
 
 
 def row_cells(row: Row) -> tuple[str, str, str, str, str, str]:
@@ -192,8 +200,3 @@ def number(value: float | None) -> str:
 def share_text(tensor: TensorDiff | None) -> str:
     """The error as a share of the tolerance."""
     return "-" if tensor is None or tensor.share is None else f"{tensor.share:.0%}" if tensor.share < 100 else ">100x"
-
-
-def count(n: int, what: str) -> str:
-    """``1 island``, ``2 islands``."""
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"

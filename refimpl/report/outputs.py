@@ -10,10 +10,21 @@ from typing import IO, Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from refimpl.errors import RecipeError
 from refimpl.runtime import RunResult
+from refimpl.tables import Column
+from refimpl.terminal import print_line, print_table
+from refimpl.text import counted
+
+_OUTPUTS = (
+    Column("output", "name"),
+    Column("dtype"),
+    Column("shape", "text"),
+    Column("min", "number"),
+    Column("mean", "number"),
+    Column("max", "number"),
+)
 
 
 def describe_run(result: RunResult) -> dict[str, Any]:
@@ -66,12 +77,12 @@ def _write_npz(stream: IO[bytes], arrays: Mapping[str, np.ndarray[Any, Any]]) ->
 
 def print_run(console: Console, result: RunResult) -> None:
     """One line per output, one per kind of engine."""
-    table = Table("output", "dtype", "shape", "min", "mean", "max", box=None, pad_edge=False)
+    rows = []
     for name, facts in describe_run(result)["outputs"].items():
         numbers = [f"{facts[key]:.5g}" if key in facts else "" for key in ("min", "mean", "max")]
-        table.add_row(name, facts["dtype"], str(facts["shape"]), *numbers)
-    console.print(table)
+        rows.append((name, facts["dtype"], str(facts["shape"]), *numbers))
+    print_table(console, _OUTPUTS, rows)
     for (engine, reason), count in Counter((run.engine, run.reason) for run in result.islands).items():
-        console.print(f"{count} islands ran on {engine}" + (f": {reason}" if reason else ""))
+        print_line(console, f"{counted(count, 'island')} ran on {engine}" + (f": {reason}" if reason else ""))
     if not result.islands:
-        console.print("no island in this signature: TensorFlow ran all of it")
+        print_line(console, "no island in this signature: TensorFlow ran all of it")

@@ -7,15 +7,35 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console
 
 from refimpl.bundle import IDLE_OPS, IslandRecord, LeftOp, Manifest, SignatureRecord
+from refimpl.graph_record import SignatureGraph
 from refimpl.specs import Signature
+from refimpl.tables import Column
+from refimpl.terminal import print_line, print_table
+from refimpl.text import counted, plural
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 _MANY = 12  # rows of reasons or islands shown before the rest is only counted
+_LEFT = (Column("ops", "number"), Column("type", "name"), Column("why", "text"))
+_PLANNED = (Column("island", "number"), Column("ops", "number"), Column("most of them", "text"))
+_ISLANDS = (
+    Column("island", "name"),
+    Column("ops", "number"),
+    Column("engine"),
+    Column("precision"),
+    Column("size", "number"),
+    Column("verified", "text"),
+)
+_TRIED = (
+    Column("tried", "text"),
+    Column("metric", "number"),
+    Column("drop", "number"),
+    Column("cost", "number"),
+    Column("verdict", "text"),
+)
+_LIFTED = (Column("products", "number"), Column("such as", "name"), Column("in"), Column("why not less", "text"))
 
 
 @dataclass(frozen=True)
@@ -26,6 +46,7 @@ class PlanSummary:
     islands: tuple[tuple[tuple[str, str], ...], ...]  # per island, (op name, op type)
     left: tuple[LeftOp, ...]
     ops_total: int
+    graph: SignatureGraph | None = None  # of its ops; not in the JSON
 
     @property
     def ops_converted(self) -> int:
@@ -46,16 +67,16 @@ class PlanSummary:
 def print_plan(console: Console, summaries: Sequence[PlanSummary], judge: str) -> None:
     """The plan of each signature, and who judged."""
     for summary in summaries:
-        converted = summary.ops_converted
-        console.print(_headline(summary.signature, converted, summary.ops_total, len(summary.islands)))
+        _headline(console, summary.signature, summary.ops_converted, summary.ops_total, len(summary.islands))
         if summary.islands:
-            table = Table("island", "ops", "most of them", box=None, pad_edge=False)
-            for index, island in enumerate(summary.islands[:_MANY]):
-                table.add_row(str(index), str(len(island)), _types(kind for _, kind in island))
-            console.print(table)
-            _rest(console, len(summary.islands), "islands")
+            rows = [
+                (str(index), str(len(island)), _types(kind for _, kind in island))
+                for index, island in enumerate(summary.islands[:_MANY])
+            ]
+            print_table(console, _PLANNED, rows)
+            _rest(console, len(summary.islands), "island")
         _print_left(console, summary.left)
-    console.print(f"judged by: {judge}")
+    print_line(console, f"judged by: {judge}")
 
 
 def print_manifest(console: Console, manifest: Manifest, sizes: Mapping[str, int]) -> None:
@@ -66,114 +87,93 @@ def print_manifest(console: Console, manifest: Manifest, sizes: Mapping[str, int
         manifest: the bundle's.
         sizes: bytes of each file, by its name in the manifest.
     """
-    console.print(
-        f"bundle {manifest.bundle_id}, made {manifest.created} by refimpl {manifest.refimpl} "
-        f"from {manifest.source_name}"
-    )
+    made = f"made {manifest.created} by refimpl {manifest.refimpl} from {manifest.source_name}"
+    print_line(console, f"bundle {manifest.bundle_id}, {made}")
     state = "every island verified against TensorFlow" if manifest.verified else "UNVERIFIED"
-    console.print(f"precision {manifest.precision}; {state}; judged by: {manifest.judge}")
+    print_line(console, f"precision {manifest.precision}; {state}; judged by: {manifest.judge}")
     for record in manifest.signatures:
-        console.print(_signature(record, sizes))
+        _print_signature(console, record, sizes)
         if record.converted:
             _print_left(console, record.left)
     for note in manifest.notes:
-        console.print(f"note: {note}")
+        print_line(console, f"note: {note}")
     total = sum(sizes.values())
     seconds = sum(manifest.timings.values())
-    console.print(f"{len(manifest.files)} files, {_mib(total)}; converted in {seconds:.1f} s")
+    print_line(console, f"{counted(len(manifest.files), 'file')}, {_mib(total)}; converted in {seconds:.1f} s")
 
 
-def _signature(record: SignatureRecord, sizes: Mapping[str, int]) -> RenderableType:
+def _print_signature(console: Console, record: SignatureRecord, sizes: Mapping[str, int]) -> None:
     if not record.converted:
-        return Text.assemble("\nsignature ", (record.signature.key, "bold"), f": stays in TensorFlow ({record.reason})")
-    head = _headline(record.signature, record.ops_converted, record.ops_total, len(record.islands))
-    table = Table("island", "ops", "engine", "precision", "size", "verified", box=None, pad_edge=False)
-    for island in record.islands[:_MANY]:
-        for index, engine in enumerate(island.engines):
-            first = index == 0
-            table.add_row(
-                island.name if first else "",
-                str(len(island.ops)) if first else "",
-                engine.kind,
-                engine.precision,
-                _mib(sizes.get(engine.file, 0)) if engine.file else "not built",
-                (island.verified or "NO") if first else "",
-            )
-    parts: list[RenderableType] = [head, table]
-    if len(record.islands) > _MANY:
-        parts.append(f"... and {len(record.islands) - _MANY} more islands")
-    parts += [f"{island.name}: {note}" for island in record.islands for note in island.notes]
+        console.print()
+        print_line(console, f"signature {record.signature.key}: stays in TensorFlow ({record.reason})")
+        return
+    islands = record.islands
+    _headline(console, record.signature, record.ops_converted, record.ops_total, len(islands))
+    print_table(console, _ISLANDS, [row for island in islands[:_MANY] for row in _rows(island, sizes)])
+    _rest(console, len(islands), "island")
+    for island in islands:
+        for note in island.notes:
+            print_line(console, f"{island.name}: {note}")
     if record.tried:
-        parts.append(_tried(record.tried))
-    return Group(*parts, *_lifted(record.islands))
+        print_table(console, _TRIED, [_tried(row) for row in record.tried])
+    _print_lifted(console, islands)
 
 
-def _tried(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """What ``--precision auto`` measured; costs are estimates."""
-    table = Table("tried", "metric", "drop", "cost", "verdict", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(
-            row["name"], f"{row['metric']:.4f}", f"{row['drop']:.4f}", f"{100 * row['cost']:.0f} %", row["verdict"]
-        )
-    return table
-
-
-def _lifted(islands: Sequence[IslandRecord]) -> list[RenderableType]:
-    """Products that compute in more than was asked for, by reason."""
-    wanted = {island.name: island.precision for island in islands}
-    rows = [
-        (name, precision, reason)
-        for island in islands
-        for name, op, precision, reason in island.layers
-        if reason and op in _PRODUCTS and precision != wanted[island.name]
-    ]
-    if not rows:
-        return []
-    table = Table("products", "in", "why not less", box=None, pad_edge=False)
-    grouped: dict[tuple[str, str], list[str]] = {}
-    for name, precision, reason in rows:
-        grouped.setdefault((precision, reason), []).append(name)
-    for (precision, reason), names in sorted(grouped.items(), key=lambda item: -len(item[1]))[:_MANY]:
-        shown = _tail(names[0]) if len(names) == 1 else f"{len(names)}: {_tail(names[0])} ..."
-        table.add_row(shown, precision, reason)
-    found: list[RenderableType] = [table]
-    if len(grouped) > _MANY:
-        found.append(f"... and {len(grouped) - _MANY} more reasons (all of them with --json)")
+def _rows(island: IslandRecord, sizes: Mapping[str, int]) -> list[tuple[str, ...]]:
+    """A row for each engine of an island; what is the island's own stands in the first."""
+    found: list[tuple[str, ...]] = []
+    for index, engine in enumerate(island.engines):
+        size = _mib(sizes.get(engine.file, 0)) if engine.file else "not built"
+        name, ops, verified = island.name, str(len(island.ops)), island.verified or "NO"
+        first, last = ((name, ops), verified) if index == 0 else (("", ""), "")
+        found.append((*first, engine.kind, engine.precision, size, last))
     return found
 
 
-def _tail(name: str) -> str:
-    """The end of a long name: TensorFlow's names differ there."""
-    return name if len(name) <= 30 else f"...{name[-27:]}"
+def _tried(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What ``--precision auto`` measured; costs are estimates."""
+    numbers = (f"{row['metric']:.4f}", f"{row['drop']:.4f}", f"{100 * row['cost']:.0f} %")
+    return (row["name"], *numbers, row["verdict"])
 
 
-def _headline(signature: Signature, converted: int, total: int, islands: int) -> Text:
+def _print_lifted(console: Console, islands: Sequence[IslandRecord]) -> None:
+    """Products that compute in more than was asked for, by reason."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for island in islands:
+        for name, op, precision, reason in island.layers:
+            if reason and op in _PRODUCTS and precision != island.precision:
+                grouped.setdefault((precision, reason), []).append(name)
+    if not grouped:
+        return
+    ordered = sorted(grouped.items(), key=lambda item: -len(item[1]))
+    rows = [(str(len(names)), names[0], precision, reason) for (precision, reason), names in ordered[:_MANY]]
+    print_table(console, _LIFTED, rows)
+    _rest(console, len(grouped), "reason", " (all of them with --json)")
+
+
+def _headline(console: Console, signature: Signature, converted: int, total: int, islands: int) -> None:
     share = f"{100 * converted / total:.1f} %" if total else "none"
-    lines = [
-        ("\nsignature ", ""),
-        (signature.key, "bold"),
-        (f": {converted} of {total} TensorFlow ops ({share}) in {islands} islands\n", ""),
-    ]
-    lines += [(f"  in  {spec.describe()}\n", "dim") for spec in signature.inputs]
-    lines += [(f"  out {spec.describe()}\n", "dim") for spec in signature.outputs]
-    return Text.assemble(*lines, end="")
+    console.print()
+    whole = f"{converted} of {counted(total, 'TensorFlow op')} ({share})"
+    print_line(console, f"signature {signature.key}: {whole} in {counted(islands, 'island')}", style="bold")
+    for spec in signature.inputs:
+        print_line(console, f"  in  {spec.describe()}")
+    for spec in signature.outputs:
+        print_line(console, f"  out {spec.describe()}")
 
 
 def _print_left(console: Console, left: Sequence[LeftOp]) -> None:
     if not left:
         return
-    console.print(f"stay in TensorFlow: {len(left)} ops")
-    table = Table("ops", "type", "why", box=None, pad_edge=False)
-    counted = Counter((op.type, op.reason) for op in left).most_common()
-    for (kind, reason), count in counted[:_MANY]:
-        table.add_row(str(count), kind, reason)
-    console.print(table)
-    _rest(console, len(counted), "reasons (all of them with --json)")
+    print_line(console, f"stay in TensorFlow: {counted(len(left), 'op')}")
+    grouped = Counter((op.type, op.reason) for op in left).most_common()
+    print_table(console, _LEFT, [(str(count), kind, reason) for (kind, reason), count in grouped[:_MANY]])
+    _rest(console, len(grouped), "reason", " (all of them with --json)")
 
 
-def _rest(console: Console, count: int, what: str) -> None:
-    if count > _MANY:
-        console.print(f"... and {count - _MANY} more {what}")
+def _rest(console: Console, count: int, noun: str, where: str = "") -> None:
+    if (more := count - _MANY) > 0:
+        print_line(console, f"... and {more} more {noun if more == 1 else plural(noun)}{where}")
 
 
 def _types(kinds: Iterable[str]) -> str:

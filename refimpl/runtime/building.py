@@ -14,7 +14,7 @@ import numpy as np
 
 from refimpl import cache, engine_cache, tftrt_env
 from refimpl.bundle import EngineRecord, IslandRecord
-from refimpl.engines import BuildOptions, OpenEngine, Profile, kind
+from refimpl.engines import BuildOptions, DeviceEngine, OpenEngine, Profile, kind
 from refimpl.errors import BuildError, RefimplError, RunError, first_line
 from refimpl.numerics import disagreement
 from refimpl.profiles import profile_at_runtime
@@ -34,13 +34,21 @@ def covers(profile: Profile, inputs: Sequence[Array]) -> bool:
     return all(_between(low, inputs[index].reshape(-1).tolist(), high) for index, low, _, high in profile.values)
 
 
+def covers_shapes(profile: Profile, inputs: Sequence[Any]) -> bool:
+    """As :func:`covers`, of tensors whose values are out of reach; never where values are used as shapes."""
+    shapes = zip(profile.min, profile.max, inputs, strict=True)
+    return not profile.values and all(_between(low, tuple(value.shape), high) for low, high, value in shapes)
+
+
 def _between(low: Sequence[int], value: Sequence[int], high: Sequence[int]) -> bool:
     return len(low) == len(value) and all(a <= b <= c for a, b, c in zip(low, value, high, strict=True))
 
 
-def _reach(profiles: Sequence[Profile], inputs: Sequence[Array]) -> list[int] | None:
+def _reach(
+    profiles: Sequence[Profile], inputs: Sequence[Any], fits: Callable[[Profile, Sequence[Any]], bool]
+) -> list[int] | None:
     """How large the largest shapes are of the smallest profile that takes these inputs; None when none does."""
-    found = [profile for profile in profiles if covers(profile, inputs)]
+    found = [profile for profile in profiles if fits(profile, inputs)]
     return min(([math.prod(shape) for shape in profile.max] for profile in found), default=None)
 
 
@@ -77,16 +85,28 @@ class EngineCache:
             RunError: it cannot be built; the message says why.
         """
         with self._lock:
-            matching = [(reach, entry) for entry in self._entries if (reach := _reach(entry[0], inputs)) is not None]
-            if matching:
-                found = min(matching, key=lambda item: item[0])[1]
-                self._entries.remove(found)
-            else:
-                found = self._built(inputs)
-                while self._capacity and len(self._entries) >= self._capacity:
-                    del self._entries[0]
+            if (kept := self._kept(inputs, covers)) is not None:
+                return kept
+            found = self._built(inputs)
+            while self._capacity and len(self._entries) >= self._capacity:
+                del self._entries[0]
             self._entries.append(found)
             return found[1]
+
+    def peek(self, inputs: Sequence[Any]) -> OpenEngine | None:
+        """The engine among those kept for tensors of these shapes, wherever they lie; nothing is built."""
+        with self._lock:
+            return self._kept(inputs, covers_shapes)
+
+    def _kept(self, inputs: Sequence[Any], fits: Callable[[Profile, Sequence[Any]], bool]) -> OpenEngine | None:
+        """The engine with the smallest reach, which becomes the most recently used one; None when none fits."""
+        able = [(reach, entry) for entry in self._entries if (reach := _reach(entry[0], inputs, fits)) is not None]
+        if not able:
+            return None
+        found = min(able, key=lambda item: item[0])[1]
+        self._entries.remove(found)
+        self._entries.append(found)
+        return found[1]
 
     def _built(self, inputs: Sequence[Array]) -> Entry:
         shapes = tuple(value.shape for value in inputs)
@@ -114,6 +134,7 @@ class GrowingEngine:
         stored: the open engine, proven; None without a file.
         model: the island as ONNX, its checksum compared: what engines are built from.
         recipe: the bundle's.
+        threads: how many CPU threads may share one op of the embedded engine; 0 leaves it to ONNX Runtime.
     """
 
     def __init__(
@@ -123,8 +144,10 @@ class GrowingEngine:
         stored: OpenEngine | None,
         model: Path,
         recipe: Mapping[str, Any],
+        threads: int = 0,
     ) -> None:
         self._island, self._stored, self._model, self._recipe = island, stored, model, recipe
+        self._threads = threads
         self._profiles = tuple(profile_of(item) for item in record.profiles)
         self._precision = record.precision
         self._reference: OpenEngine | None = None
@@ -140,6 +163,19 @@ class GrowingEngine:
         if self._stored is not None and any(covers(profile, inputs) for profile in self._profiles):
             return self._stored.run(inputs)
         return self.cache.get(inputs).run(inputs)
+
+    def run_device(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """Run, on tensors on the GPU, an engine that is there already: what is built is proven on the host first.
+
+        Raises:
+            RunError: no engine takes these shapes, or the shapes depend on values; or it fails.
+        """
+        engine: OpenEngine | None = self._stored
+        if engine is None or not any(covers_shapes(profile, inputs) for profile in self._profiles):
+            engine = self.cache.peek(inputs)
+        if not isinstance(engine, DeviceEngine):
+            raise RunError("no engine is built yet that takes these shapes on the device")
+        return engine.run_device(inputs)
 
     def _build(self, inputs: Sequence[Array]) -> Entry:
         """Build for these inputs, and let it agree with the embedded engine, which TensorFlow has proven."""
@@ -157,7 +193,7 @@ class GrowingEngine:
             engine_cache.build(store, module.NAME, self._model, file, profiles, options, label)
             engine = module.open(file)
         if self._reference is None:
-            self._reference = kind("onnxruntime").open(self._model)
+            self._reference = kind("onnxruntime").open(self._model, self._threads)
         wanted, got = self._reference.run(inputs), engine.run(inputs)
         for spec, want, value in zip(self._island.outputs, wanted, got, strict=True):
             if why := disagreement(want, value, tolerance_for(self._precision, spec.dtype)):

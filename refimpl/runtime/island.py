@@ -211,7 +211,8 @@ class IslandRuntime:
             return engine
         assert self._owner.manifest is not None
         source = next(item for item in record.engines if item.kind == "onnxruntime")
-        return GrowingEngine(record, stored, engine, self._checked_engine(source.file), self._owner.manifest.recipe)
+        model = self._checked_engine(source.file)
+        return GrowingEngine(record, stored, engine, model, self._owner.manifest.recipe, self._owner.threads)
 
     def _may_build(self) -> bool:
         return bool(self._owner.manifest and self._owner.manifest.recipe.get("build_at_runtime"))

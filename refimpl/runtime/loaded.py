@@ -19,6 +19,7 @@ from refimpl.runtime.direct import direct_answer
 from refimpl.runtime.island import IslandRun
 from refimpl.runtime.opened import BundleRuntime, IslandCall, engines_off, runtime_of
 from refimpl.specs import Signature, TensorSpec
+from refimpl.text import counted
 
 Array = np.ndarray[Any, Any]
 
@@ -178,7 +179,9 @@ def _only(value: Any, signature: Signature) -> dict[str, Any]:
     """The inputs of a signature that has one, from its value."""
     if len(signature.inputs) != 1:
         hint = "give a mapping of " + (", ".join(item.describe() for item in signature.inputs) or "nothing")
-        raise SourceError(f"it takes {len(signature.inputs)} inputs, not an array", hint=hint, signature=signature.key)
+        raise SourceError(
+            f"it takes {counted(len(signature.inputs), 'input')}, not an array", hint=hint, signature=signature.key
+        )
     return {signature.inputs[0].name: value}
 
 

@@ -54,7 +54,8 @@ def call_engine(asset: bytes, island: bytes, bundle_id: bytes, dtypes: bytes, *i
     """
     owner, name = runtime_of(asset.decode(), bundle_id.decode()), island.decode()
     outputs: Sequence[Any] | None
-    if inputs and all(not isinstance(value, np.ndarray | np.generic) and is_on_gpu(value) for value in inputs):
+    on_gpu = all(not isinstance(value, np.ndarray | np.generic) and is_on_gpu(value) for value in inputs)
+    if inputs and on_gpu and not owner.recorded:
         outputs = owner.island(name).call_device(inputs)
     else:
         arrays = [np.asarray(value) for value in inputs]  # TensorFlow hands scalars over as NumPy scalars
@@ -136,6 +137,11 @@ class BundleRuntime:
             yield tape
         finally:
             self._tape = None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether somebody records: who does gets arrays, so nothing stays on a GPU meanwhile."""
+        return self._tape is not None
 
     def keep(self, island: str, inputs: Sequence[Array], outputs: Sequence[Array] | None) -> None:
         """Note a call of an island while somebody records."""

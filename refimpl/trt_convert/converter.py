@@ -51,8 +51,8 @@ class TrtGraphConverterV2(UpstreamMethods):
         input_saved_model_signature_key: the signature to convert; ``serving_default`` by default. The others stay.
         use_dynamic_shape: engines for ranges of shapes, as ``build()`` shows them; else for batches of 1 to N.
         dynamic_shape_profile_strategy: one of ``supported_profile_strategies()``; ``Range`` by default.
-        max_workspace_size_bytes, precision_mode, minimum_segment_size, maximum_cached_engines, use_calibration,
-        allow_build_at_runtime: see :class:`TrtConversionParams`.
+        max_workspace_size_bytes, precision_mode, minimum_segment_size: see :class:`TrtConversionParams`.
+        maximum_cached_engines, use_calibration, allow_build_at_runtime: see there, too.
         conversion_params: all six at once; deprecated, and it wins over them.
         recipe: our own choices, for what TF-TRT has no parameter for (``Recipe(op_set="tf-trt")``).
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from refimpl.artifacts import Op
-from refimpl.converter.partition import convex_groups, partition, segment_size
+from refimpl.partition import convex_groups, partition, segment_size
 from refimpl.specs import TensorSpec
 from tests.converter.graphs import are_convex, contracted, is_acyclic, is_connected, reaches
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from refimpl import oracle
 from refimpl.oracle.cases import CaseKind
 from refimpl.oracle.golden import Golden
-from tests.oracle.fakes import make_case, write_golden
+from tests.oracle.fakes import FakeBundle, make_case, write_golden
 
 
 @pytest.fixture
@@ -18,3 +20,16 @@ def golden(tmp_path: Path) -> Golden:
         make_case("empty-batch", 0, CaseKind.EMPTY_BATCH),
     ]
     return write_golden(tmp_path / "golden", cases)
+
+
+@pytest.fixture
+def bundle(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> FakeBundle:
+    """What ``refimpl check`` will find behind any path."""
+    fake = FakeBundle(golden)
+    real = oracle.judge
+
+    def with_fake(path: Any, record: Any, options: Any, **more: Any) -> Any:
+        return real(path, record, options, open_with=fake.opener(), manifest_with=lambda p: fake.manifest, **more)
+
+    monkeypatch.setattr(oracle, "judge", with_fake)
+    return fake

@@ -15,43 +15,15 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
-from refimpl import oracle
-from refimpl.cli_check import check
 from refimpl.errors import GoldenError, RecipeError, RunError
 from refimpl.oracle.golden import Golden
 from tests.bundles import command, copy_of, golden_of, make_bundle, reseal
 from tests.contract.sources import ROOT
+from tests.oracle.commands import checked, invoke
 from tests.oracle.fakes import SIGNATURE, FakeBundle, FakeIsland, fake_manifest
 
 NAME = "tf1_resource_variables"
-
-
-def invoke(*args: object) -> Result:
-    return CliRunner().invoke(check, [str(arg) for arg in args])
-
-
-def checked(*args: object) -> dict[str, Any]:
-    """The JSON of a check that came to a verdict."""
-    result = invoke(*args, "--json")
-    assert result.exit_code in (0, 1), result.output
-    data: dict[str, Any] = json.loads(result.stdout)
-    assert data["passed"] is (result.exit_code == 0)
-    return data
-
-
-@pytest.fixture
-def bundle(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> FakeBundle:
-    """What ``check`` will find behind any path."""
-    fake = FakeBundle(golden)
-    real = oracle.judge
-
-    def with_fake(path: Any, record: Any, options: Any, **more: Any) -> Any:
-        return real(path, record, options, open_with=fake.opener(), manifest_with=lambda p: fake.manifest, **more)
-
-    monkeypatch.setattr(oracle, "judge", with_fake)
-    return fake
 
 
 def test_a_pass(bundle: FakeBundle, golden: Golden, tmp_path: Path) -> None:
@@ -140,11 +112,6 @@ def test_other_options_are_passed_on(bundle: FakeBundle, golden: Golden) -> None
     for wrong in (("--max-drop", "some"), ("--allow-drift", "size=1"), ("--allow-drift", "speed=1")):
         assert isinstance(invoke("b", golden.path, *wrong).exception, RecipeError)
     assert invoke("b", golden.path, "--repeat", "-1").exit_code == 2
-
-
-def test_a_report_that_cannot_be_written(bundle: FakeBundle, golden: Golden, tmp_path: Path) -> None:
-    result = invoke("b", golden.path, "--junit", tmp_path / "no" / "j.xml")
-    assert isinstance(result.exception, GoldenError)
 
 
 # Baselines
@@ -243,11 +210,11 @@ def _without_probes(folder: Path) -> Path:
     return folder
 
 
-# The CI file of docs/checking.md
+# The CI file of docs/ci.md
 
 
 def _ci_commands() -> list[str]:
-    text = (ROOT / "docs" / "checking.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
     (script,) = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [line for line in script.splitlines() if line and not line.startswith("#")]
 

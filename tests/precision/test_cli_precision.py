@@ -238,7 +238,7 @@ def test_a_saved_table_gives_the_same_engines(table: Path, cnn: Path, place: Pat
 def test_a_table_is_read_by_people_and_programs(table: Path, cnn: Path, place: Path, capfd: Any) -> None:
     assert main("calibration", "show", table) == 0
     out = capfd.readouterr().out
-    assert "serving_default: 4 tensors, entropy, 1 batches" in out
+    assert "serving_default: 4 tensors, entropy, 1 batch" in out
     assert main("calibration", "show", table, "--json") == 0
     (found,) = json.loads(capfd.readouterr().out)["tables"]
     assert len(found["ranges"]) == 4

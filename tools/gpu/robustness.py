@@ -183,12 +183,12 @@ def second_start(file: Path, folder: Path) -> Check:
 def carried(folder: Path) -> Check:
     """A bundle that was converted elsewhere: TensorRT runs every island, near the embedded engine."""
     import refimpl
-    from refimpl.cli_convert import _random
+    from refimpl.cli_run import random_inputs
 
     what = f"engines of {folder.name}, built elsewhere, run here"
     try:
         loaded = refimpl.load(folder)
-        values = _random(loaded.signature(), {})
+        values = random_inputs(loaded.signature(), {})
         began = time.perf_counter()
         result = loaded.run(values)
         seconds = time.perf_counter() - began

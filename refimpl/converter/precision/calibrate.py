@@ -42,6 +42,7 @@ from refimpl.calibration import BUCKETS, METHODS, PERCENTILE, QUANTILES, TensorR
 from refimpl.converter.precision.histogram import Histogram
 from refimpl.engines.onnxruntime import session_options
 from refimpl.errors import InternalError, RecipeError, RunError, first_line
+from refimpl.progress import Step
 from refimpl.specs import Signature
 
 _BINS = 1024  # over [-t, t], for the KL search
@@ -133,7 +134,8 @@ class Observer:
         found, last = {}, time.monotonic()
         for number, (name, histogram) in enumerate(self._histograms.items()):
             if time.monotonic() - last > _SECONDS:
-                tell(f"calibrate: ranges by {method}, {number} of {len(self._histograms)} tensors")
+                line = f"calibrate: ranges by {method}, {number} of {len(self._histograms)} tensors"
+                tell(Step(line, stage="ranges", done=number, total=len(self._histograms)))
                 last = time.monotonic()
             found[name] = range_of(histogram, method, percentile)
         return found

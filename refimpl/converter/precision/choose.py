@@ -29,8 +29,9 @@ from refimpl.engines import OpenEngine, onnxruntime
 from refimpl.errors import RecipeError
 from refimpl.metrics import Metric
 from refimpl.numerics import has_nonfinite
+from refimpl.progress import Counter, Tell
+from refimpl.text import counted
 
-Tell = Callable[[str], None]
 _BITS = {"fp32": 32, "fp16": 16, "int8": 8}
 Form = tuple[Refined | None, ...]  # one per island; None: as it was lowered
 
@@ -101,7 +102,7 @@ class Chooser:
 
     def choose(self) -> Tried:
         """The fastest candidate whose metric stays within ``max_drop`` of TensorFlow's."""
-        self._base = self._measure(None)
+        self._base = self._measure(None, Counter(self._tell, "measuring the model in TensorFlow", 0, "sample"))
         if not math.isfinite(self._base):
             raise RecipeError(
                 f"the metric of the model itself, in TensorFlow, is {self._base}, so nothing can be compared with it",
@@ -136,7 +137,7 @@ class Chooser:
             lifts: dict[int, dict[str, Lift]] = {}
             for _, index, name, lift in ranked[:middle]:
                 lifts.setdefault(index, {})[name] = lift
-            name = f"{precision}, {middle} layer{'s' if middle > 1 else ''} in {level}"
+            name = f"{precision}, {counted(middle, 'layer')} in {level}"
             if self._try(name, self._attempt(precision, lifts)).verdict == "allowed":
                 high = middle
             else:
@@ -149,9 +150,9 @@ class Chooser:
         )
 
     def _try(self, name: str, form: Form) -> Tried:
-        self._tell(f"trying {name}")
+        seen = Counter(self._tell, f"trying {name}", len(self._wanted), "sample")
         problem = next((item.finding.problem for item in form if item is not None and item.finding.problem), "")
-        value = self._measure(form)
+        value = self._measure(form, seen)
         drop = self._base - value
         verdict = problem and f"disagrees with TensorFlow: {problem}"
         if not verdict and not drop <= self._max_drop:  # a NaN is not within anything
@@ -167,7 +168,7 @@ class Chooser:
             done += sum(work * bits.get(name, _BITS["fp32"]) for name, work in option.work.items())
         return done / whole if whole else 1.0
 
-    def _measure(self, form: Form | None) -> float:
+    def _measure(self, form: Form | None, seen: Counter) -> float:
         """The metric of a candidate, or with None that of TensorFlow itself; a mean over rows."""
         engines = (
             None
@@ -193,6 +194,7 @@ class Chooser:
             count = max((len(value) for value in sample.values.values() if value.ndim), default=1)
             total += count * self._metric(got, self._wanted[index], sample)
             rows, index = rows + count, index + 1
+            seen.advance()
         if index != len(self._wanted):
             raise RecipeError(
                 f"{index} samples, where there were {len(self._wanted)} when they were first read",

@@ -8,7 +8,7 @@ the next better precision. What no such choice saves stays in float32. So a rewr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from refimpl.converter.precision.simulate import Simulation, costs
 from refimpl.converter.verify import Evidence, Finding
 from refimpl.engines import OpenEngine, onnxruntime
 from refimpl.numerics import has_nonfinite
+from refimpl.progress import Counter, Tell
+from refimpl.text import counted
 
-Tell = Callable[[str], None]
 # What these are fed with is rounded already, and they pass it on: in float32 alone they would change nothing.
 _IDLE = frozenset("Relu LeakyRelu Clip MaxPool Transpose Reshape Concat Split Slice Squeeze Unsqueeze Identity".split())
 # The embedded engine may use up half of a tolerance. The other half is for the GPU, which sums in another order and in
@@ -147,14 +148,21 @@ class Refiner:
         task = self._task
         idle = {node.name for node in task.model.graph.node if node.op_type in _IDLE}
         names = [n for n in rewrite(task.model, precision, task.ranges, task.keep).lowered if n not in idle]
-        self._tell(f"ranking {len(names)} layers by the error they bring")
         quantized = place(task.model, task.ranges.thresholds, {}) if precision == "int8" else None
         file = self._folder / f"{self._name}-switched.onnx"
         simulation = Simulation(task.model, names, precision, quantized, file)
         # A layer may be harmless on one sample and ruin another: the one that disagreed has its say.
         worst_of = dict.fromkeys(names, 0.0)
-        for evidence in [task.evidence[index] for index in sorted({0, self._disagreed})]:
-            found = costs(simulation, names, evidence.inputs, lambda got, e=evidence: accuracy(e.outputs, got).relative)
+        chosen = [task.evidence[index] for index in sorted({0, self._disagreed})]
+        title = f"ranking {counted(len(names), 'layer')} by the error they bring"
+        run = Counter(self._tell, title, len(names) * len(chosen), "run")
+        for evidence in chosen:
+
+            def error_of(got: Sequence[Array], want: Evidence = evidence) -> float:
+                run.advance()
+                return accuracy(want.outputs, got).relative
+
+            found = costs(simulation, names, evidence.inputs, error_of)
             worst_of = {name: max(worst_of[name], found[name]) for name in names}
         return worst_of
 

@@ -35,9 +35,9 @@ from refimpl.engines import onnxruntime, tensorrt
 from refimpl.engines.rounding import TF32
 from refimpl.errors import RecipeError
 from refimpl.metrics import metric_of
+from refimpl.progress import Tell
 from refimpl.recipe import Recipe
 
-Tell = Callable[[str], None]
 Quantize = Callable[[Sequence[str]], Path]  # an island's ONNX with the model's own fake quantization as Q/DQ pairs
 _OWN_HALF = "the model computes in float16 here itself, and keeps doing so"
 _NEEDS = (
@@ -60,6 +60,7 @@ class PrecisionStage:
         source_sha256: of the model, for the calibration table.
         folder: where files are written.
         tell: receives a line when something slow begins.
+        sample_count: how many samples there are; 0 when nobody knows before they are read.
         used_patterns: those of ``keep_fp32`` that have named a layer so far.
         tried: what ``auto`` measured.
     """
@@ -71,6 +72,7 @@ class PrecisionStage:
     source_sha256: str
     folder: Path
     tell: Tell
+    sample_count: int = 0
     used_patterns: set[str] = field(default_factory=set)
     tried: tuple[Tried, ...] = ()
     _ranges: dict[str, TensorRange] = field(default_factory=dict)
@@ -132,7 +134,7 @@ class PrecisionStage:
             return [self._as_it_is(island) for island in islands]
         prepared = [None if island.precision == "half" else self._prepare(island) for island in islands]
         ready = [item for item in prepared if item is not None]
-        self._batches = watch(ready, self.graph, self.native, self.samples, self.tell)
+        self._batches = watch(ready, self.graph, self.native, self.samples, self.tell, self.sample_count)
         chosen = self._choose(ready) if self.recipe.precision == "auto" and ready else {}
         return [
             self._as_it_is(island, _OWN_HALF) if item is None else self._forms(item, quantized, chosen)

@@ -20,8 +20,7 @@ from refimpl.converter.precision.refine import load_model
 from refimpl.converter.samples import Sample
 from refimpl.engines import onnxruntime
 from refimpl.errors import RecipeError, RunError
-
-Tell = Callable[[str], None]
+from refimpl.progress import Step, Tell
 
 
 @dataclass
@@ -93,6 +92,7 @@ def watch(
     native: NativeGraph,
     samples: Callable[[], Iterator[Sample]] | None,
     tell: Tell,
+    count: int = 0,
 ) -> int:
     """Show every island what arrives at it: the evidence it was verified with, then the user's samples, one at a time.
 
@@ -102,6 +102,7 @@ def watch(
         native: its TensorFlow ops.
         samples: reads the user's samples; None when there are none.
         tell: receives a line for every batch.
+        count: how many samples there are; 0 when nobody knows.
 
     Returns:
         How many batches int8 was calibrated with.
@@ -118,7 +119,8 @@ def watch(
     for number, sample in enumerate(samples() if samples is not None else (), 1):
         if not check.add(sample.name, sample.values):
             continue  # it is empty
-        tell(f"calibrating: batch {number}")
+        line = f"calibrating: batch {number}" + (f" of {count}" if count else "")
+        tell(Step(line, stage="calibrating", done=number - 1, total=count))
         values = _values_at(cuts, sample, graph, native)
         for item in islands:
             inputs = [values[tensor] for tensor in item.lowered.entering]

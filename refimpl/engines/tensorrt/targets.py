@@ -36,4 +36,7 @@ def set_targets(trt: Any, config: Any, targets: Sequence[str]) -> None:
     config.num_compute_capabilities = len(targets)
     for index, target in enumerate(targets):
         if not config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index):
-            raise UnsupportedError(f"{library.version()} refuses to build for {', '.join(targets)} at once")
+            raise UnsupportedError(
+                f"{library.version()} refuses to build for {', '.join(targets)} at once",
+                hint="convert once for each, into bundles of their own",
+            )

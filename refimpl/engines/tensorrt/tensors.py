@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import RunError
+from refimpl.text import counted
 
 Array = np.ndarray[Any, Any]
 Shapes = tuple[tuple[int, ...], ...]
@@ -57,7 +58,7 @@ def check_dtypes(tensors: Sequence[Tensor], dtypes: Sequence[Any]) -> None:
         RunError: another number of inputs, or another dtype.
     """
     if len(tensors) != len(dtypes):
-        raise RunError(f"the engine takes {len(tensors)} inputs, not {len(dtypes)}")
+        raise RunError(f"the engine takes {counted(len(tensors), 'input')}, not {len(dtypes)}")
     for tensor, dtype in zip(tensors, dtypes, strict=True):
         if dtype != tensor.dtype:
             raise RunError(f"the engine takes {tensor.name} as {tensor.dtype}, not {dtype}")

@@ -29,6 +29,34 @@ class Origin(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Clipped:
+    """Values of a tensor that int8 cannot hold, and that are to blame: TensorFlow goes wrong as well without them.
+
+    Attributes:
+        tensor: of TensorFlow.
+        count: values beyond the range.
+        values: all of them.
+        limit: the largest magnitude that is kept.
+        reaches: the largest that there is.
+        share: the error that they make by themselves, as a share of the tolerance.
+    """
+
+    tensor: str
+    count: int
+    values: int
+    limit: float
+    reaches: float
+    share: float
+
+    def __str__(self) -> str:
+        return (
+            f"int8 clips {self.count:,} of {self.values:,} values of {self.tensor}: its range goes to "
+            f"{self.limit:.3g}, they go to {self.reaches:.3g}. That alone makes {self.share:.3g} times the tolerance: "
+            "calibrate with inputs like these"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """The first place where a bundle leaves TensorFlow on one case.
 
@@ -46,6 +74,7 @@ class Finding:
         nodes: the ONNX nodes, with their types; the last one makes the tensor.
         share: the error as a share of the tolerance.
         difference: of the tensor.
+        clipped: tensors whose values int8 clips, where that is the cause.
         remarks: sentences: what was tried, and what it tells.
     """
 
@@ -62,6 +91,7 @@ class Finding:
     nodes: tuple[tuple[str, str], ...] = ()
     share: float = math.nan
     difference: TensorDiff | None = None
+    clipped: tuple[Clipped, ...] = ()
     remarks: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:

@@ -140,6 +140,11 @@ class Inside:
         match = self.matches[tensor]
         return match.to_onnx(self.values[match.tf], self.seen[tensor].shape)
 
+    def fed(self, tensor: str) -> Array | None:
+        """What a tensor is when everything that stands for one of TensorFlow's is TensorFlow's; None when unknown."""
+        known = tensor in self.matches or tensor in self.inner.inputs
+        return self.golden(tensor) if known else self._isolated.get(tensor)
+
     def run(self, replaced: Mapping[str, Array]) -> dict[str, Array]:
         """Every tensor, from TensorFlow's inputs, with some replaced."""
         return self.inner.run(self.inputs, replaced)

@@ -15,6 +15,7 @@ import numpy as np
 from refimpl.bundle import IslandRecord
 from refimpl.errors import RefimplError, RunError
 from refimpl.oracle.arrays import Array
+from refimpl.oracle.bisect.clipping import clippings
 from refimpl.oracle.bisect.finding import Finding, Origin, Place
 from refimpl.oracle.bisect.inside import Inside, Layer
 from refimpl.oracle.bisect.keep import REDUCED
@@ -106,6 +107,8 @@ class IslandSearch:
         remarks += filter(None, [self._second_opinion(inside, layer)])
         if others:
             remarks.append(f"{others} later layers are wrong by themselves, too")
+        clipped = tuple(clippings(inside, layer, self._with_clipped))
+        remarks += [str(item) for item in clipped]
         op = layer.main(added=form.startswith(ADDED))
         return self._finding(
             place=Place.ISLAND,
@@ -119,8 +122,14 @@ class IslandSearch:
             difference=diff(
                 layer.match.tf, want, layer.got.astype(want.dtype), tolerance_of(self.direct.precision, want)
             ),
+            clipped=clipped,
             remarks=tuple(remarks),
         )
+
+    def _with_clipped(self, tf: str, changed: Mapping[str, Array]) -> Array:
+        """What TensorFlow makes of a tensor when some before it are changed."""
+        (value,) = self.opened.reference(self.case.signature).run(self.case.inputs, [tf], changed).values()
+        return value
 
     def _grown(self, inside: Inside, context: Mapping[str, float], cut: str) -> Finding:
         """No layer is wrong by itself: the first that leaves its tolerance while its operands are within theirs."""

@@ -6,11 +6,20 @@ import json
 import math
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from refimpl.oracle.bisect.finding import Finding, Origin, Place, Ranking, Report
+from refimpl.tables import Column, wrapped
+from refimpl.terminal import print_line, print_table
+from refimpl.text import counted, printable
 
+_MARGIN = 15  # where values stand
+_LAYERS = (
+    Column("TensorFlow op", "text"),
+    Column("in"),
+    Column("its error", "number"),
+    Column("at the outputs", "number"),
+)
 _SHOWN = 10  # layers of a ranking
 _WHERE = {
     Place.ENVIRONMENT: "TensorFlow on this machine",
@@ -29,14 +38,14 @@ def to_json_text(report: Report) -> str:
 
 def print_report(report: Report, console: Console) -> None:
     """Where the bundle leaves TensorFlow, what costs most in a reduced precision, and the verdict in the last line."""
-    console.print(Text(f"bundle {report.bundle} against golden {report.golden}, {report.precision}"), highlight=False)
+    print_line(console, f"bundle {report.bundle} against golden {report.golden}, {report.precision}")
     if report.finding:
         _print_finding(report.finding, console)
     if report.ranking:
         _print_ranking(report.ranking, console)
     for note in report.notes:
-        console.print(Text(f"note: {note}", style="yellow"), highlight=False)
-    console.print(_conclusion(report), highlight=False)
+        print_line(console, f"note: {note}", "yellow")
+    print_line(console, *_conclusion(report))
 
 
 def _print_finding(finding: Finding, console: Console) -> None:
@@ -54,56 +63,53 @@ def _print_finding(finding: Finding, console: Console) -> None:
     if (difference := finding.difference) is not None:
         place = f"{list(difference.worst_index)}" if difference.worst_index is not None else ""
         rows.append(("worst", f"{place} want {difference.want}, got {difference.got}" if place else difference.reason))
-    grid = Table(box=None, pad_edge=False, show_header=False)
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
+    print_line(console, "")
     for name, value in rows:
         if value:
-            grid.add_row(name, Text(value))
-    console.print()
-    console.print(grid, highlight=False)
-    console.print()
+            _print_fact(name, value, console)
+    print_line(console, "")
     for remark in finding.remarks:
-        console.print(Text(f"* {remark}"), highlight=False)
-    console.print()
+        print_line(console, f"* {remark}")
+    print_line(console, "")
+
+
+def _print_fact(name: str, value: str, console: Console) -> None:
+    """A name and what stands beside it, whole: an op's name is there to be copied."""
+    first, *rest = wrapped(printable(value), max(console.width - _MARGIN, 20))
+    for label, line in [(name, first), *(("", line) for line in rest)]:
+        console.print(Text(f"{label:<{_MARGIN}}{line}"), soft_wrap=True)
 
 
 def _print_ranking(ranking: Ranking, console: Console) -> None:
     where = f"{ranking.signature}/{ranking.case}"
-    console.print(Text(f"layers by the error that each brings by itself, on {where}"), highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("TensorFlow op", overflow="fold")
-    table.add_column("in", no_wrap=True)
-    table.add_column("its error", justify="right", no_wrap=True)
-    table.add_column("at the outputs", justify="right", no_wrap=True)
-    for layer in ranking.layers[:_SHOWN]:
-        table.add_row(Text(layer.op[0]), layer.precision, _number(layer.local), _number(layer.output))
-    console.print(table, highlight=False)
+    print_line(console, f"layers by the error that each brings by itself, on {where}")
+    rows = [(item.op[0], item.precision, _number(item.local), _number(item.output)) for item in ranking.layers[:_SHOWN]]
+    print_table(console, _LAYERS, rows)
     if len(ranking.layers) > _SHOWN:
-        console.print(Text(f"... and {len(ranking.layers) - _SHOWN} more (--json)", style="dim"))
-    console.print()
+        print_line(console, f"... and {len(ranking.layers) - _SHOWN} more (--json)", "dim")
+    print_line(console, "")
     error = f"together they use {_number(ranking.before)} of the tolerance"
     if not ranking.keep:
         more = (
             ": nothing needs to be kept in float32" if ranking.before <= 0.5 else ", and keeping a few would not help"
         )
-        console.print(Text(error + more), highlight=False)
+        print_line(console, error + more)
         return
     kept = f"{error}; with {len(ranking.keep)} in float32, {_number(ranking.after)} of it (simulated):"
-    console.print(Text(kept), highlight=False)
-    console.print(Text(ranking.command, style="bold"), soft_wrap=True, highlight=False)
+    print_line(console, kept)
+    console.print(Text(ranking.command, style="bold"), soft_wrap=True)
 
 
-def _conclusion(report: Report) -> Text:
+def _conclusion(report: Report) -> tuple[str, str]:
+    """The last line, and its style."""
     finding = report.finding
     if finding is None:
         if not report.cases:
-            return Text("NOTHING SEARCHED: no case runs through an island", style="bold yellow")
-        count = len(report.cases)
-        matched = "1 case matches" if count == 1 else f"{count} cases match"
-        return Text(f"NOTHING TO FIND: {matched} TensorFlow", style="bold green")
+            return "NOTHING SEARCHED: no case runs through an island", "bold yellow"
+        found = counted(len(report.cases), "case")
+        return f"NOTHING TO FIND: {found} {'matches' if len(report.cases) == 1 else 'match'} TensorFlow", "bold green"
     blamed = f"{finding.op[0]} ({finding.op[1]})" if finding.op[0] else _WHERE[finding.place]
-    return Text(f"FOUND: {blamed}{_ORIGIN[finding.origin]}", style="bold red")
+    return f"FOUND: {blamed}{_ORIGIN[finding.origin]}", "bold red"
 
 
 def _number(value: float | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from refimpl.oracle.cases import CaseKind
 from refimpl.oracle.check import require_same_source
 from refimpl.oracle.golden import Golden, GoldenCase, read_golden
 from refimpl.oracle.runners import open_bundle
+from refimpl.oracle.selection import selected
+from refimpl.progress import Step, Tell
 
-Progress = Callable[[str], None]
+Progress = Tell
 _RANKABLE = (CaseKind.USER, CaseKind.ORDINARY)
 _IN_DOUBT = ("large", "small", "zeros", "ones")  # generated cases that say little about real inputs
 
@@ -40,6 +42,7 @@ def bisect(
     *,
     engines: Sequence[str] | None = None,
     case: str = "",
+    signature: str = "",
     ranking: bool | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -50,6 +53,7 @@ def bisect(
         golden: the golden record's.
         engines: kinds of engines to look at, the first that is stored and can execute; the bundle's choice when None.
         case: only this case, ``CASE`` or ``SIGNATURE/CASE``.
+        signature: only cases of this signature; the report tells of the others that they were not searched.
         ranking: rank layers; when None, if the bundle has any in a reduced precision.
         progress: called with one line per step.
 
@@ -57,17 +61,18 @@ def bisect(
         GoldenError: the record is missing, damaged, of another SavedModel, or has no such case.
         BundleError: the bundle is missing, damaged, or of a newer format.
         SourceError: TensorFlow cannot load the bundle.
-        RecipeError: the bundle stores no engine of these kinds.
+        RecipeError: the bundle stores no engine of these kinds, or golden has no case of this signature.
         UnsupportedError: TensorFlow or an engine is not installed.
     """
     record = read_golden(golden)
+    cases = _wanted(selected(record, (signature,) if signature else None), case)
     loaded = open_bundle(bundle, engines)
     require_same_source(record, loaded.manifest.source_sha256)
     _require_stored(loaded.manifest, engines or ())
     opened = Opened(Path(bundle).absolute(), loaded, engines or ())  # type: ignore[arg-type]
     say = progress or (lambda _: None)
     try:
-        return _search(opened, record, _wanted(record, case), ranking, say)
+        return _search(opened, record, cases, ranking, say)
     finally:
         opened.close()
 
@@ -76,18 +81,20 @@ def _search(opened: Opened, record: Golden, cases: Sequence[GoldenCase], ranking
     finding: Finding | None = None
     seen: list[str] = []
     notes: list[str] = []
-    for case in cases:
+    for number, case in enumerate(cases):
         signature = opened.signature(case.signature)
         if signature is None or not signature.islands:
             if signature is not None and signature.converted:
                 notes.append(f"signature {case.signature!r} has no islands: TensorFlow computes it all")
             continue
-        say(f"{case.signature}/{case.name}: searching")
+        say(Step(f"{case.signature}/{case.name}: searching", stage="cases", done=number, total=len(cases)))
         seen.append(f"{case.signature}/{case.name}")
         if finding := CaseSearch(opened, case).find():
             break
     ranked, remark = _ranked(opened, cases, finding, ranking, say)
     notes += [remark] if remark else []
+    left = {case.signature for case in record.cases} - {case.signature for case in cases}
+    notes += [f"signature {key!r} was not searched: left out by --signature or --case" for key in sorted(left)]
     return Report(
         bundle=opened.path.name,
         golden=record.path.name,

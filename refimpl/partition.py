@@ -16,6 +16,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from refimpl.artifacts import Op
+from refimpl.text import counted
 
 _UNCOUNTED = frozenset(["Identity", "Snapshot", "StopGradient"])  # as TF-TRT counts
 
@@ -51,10 +52,11 @@ def partition(
     for name in ops:
         if name in home:
             islands[home[name]].append(name)
-    sizes = {key: segment_size(ops, members) for key, members in islands.items()}
+    readers = _readers(ops.values())
+    sizes = {key: _segment_size(ops, members, readers) for key, members in islands.items()}
     reasons: dict[str, str] = {}
     for key in [key for key, size in sizes.items() if size < min_segment_size]:
-        why = f"its island would have {sizes[key]} ops, fewer than min_segment_size={min_segment_size}"
+        why = f"its island would have {counted(sizes[key], 'op')}, fewer than min_segment_size={min_segment_size}"
         reasons.update(dict.fromkeys(islands.pop(key), why))
     kept = sorted(islands, key=lambda key: -sizes[key])
     if max_engines:
@@ -69,11 +71,18 @@ def segment_size(ops: Mapping[str, Op], members: Sequence[str]) -> int:
 
     Constants that only this island reads count; Identity, Snapshot and StopGradient do not.
     """
-    inside = set(members)
-    constants = {constant for name in members for constant in ops[name].constants}
-    shared = {constant for name, op in ops.items() if name not in inside for constant in op.constants}
+    return _segment_size(ops, members, _readers(ops.values()))
+
+
+def _readers(ops: Iterable[Op]) -> Counter[str]:
+    """Constant -> how many ops read it."""
+    return Counter(constant for op in ops for constant in op.constants)
+
+
+def _segment_size(ops: Mapping[str, Op], members: Sequence[str], readers: Mapping[str, int]) -> int:
     counted = sum(ops[name].type not in _UNCOUNTED for name in members)
-    return counted + len(constants - shared) if counted else 0
+    own = _readers(ops[name] for name in members)
+    return counted + sum(readers[constant] == count for constant, count in own.items()) if counted else 0
 
 
 def convex_groups(ops: Mapping[str, Op]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import onnxruntime as ort
 
-from refimpl.engines import Array, BuildOptions, Profile, rounding
+from refimpl.engines import Array, BuildOptions, Profile, external, rounding
 from refimpl.errors import BuildError, RunError, first_line
 
 NAME = "onnxruntime"
@@ -108,28 +108,36 @@ def optimize(model: Any, weights: Mapping[str, Array], target: Path) -> None:
     Args:
         model: ModelProto whose inputs include the names in ``weights``; it is changed.
         weights: values of the inputs that are weights; passed by reference, never copied into the protobuf.
-        target: the file to write; above ``EXTERNAL_BYTES`` of weights a ``.data`` file lies beside it.
+        target: the file to write; above ``EXTERNAL_BYTES`` of weights a ``.data`` file lies beside it, and the large
+            ones are hidden from the optimizer, which would copy them several times.
 
     Raises:
         BuildError: ONNX Runtime refuses the model.
     """
-    _initialize(model, weights)
-    names = list(weights)
-    values = [ort.OrtValue.ortvalue_from_numpy(weights[name]) for name in names]
+    outside = _outside(weights)
+    inside = {name: value for name, value in weights.items() if name not in outside}
+    _initialize(model, inside)
     options = session_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(target)
-    if sum(value.nbytes for value in weights.values()) > EXTERNAL_BYTES:
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_file_name", f"{target.name}.data"
-        )
-    options.add_external_initializers(names, values)
+    options.add_external_initializers(
+        list(inside), [ort.OrtValue.ortvalue_from_numpy(value) for value in inside.values()]
+    )
     try:
         ort.InferenceSession(
             model.SerializeToString(), options, providers=list(_PROVIDERS), disabled_optimizers=list(_NOT_BASIC)
         )
     except Exception as error:
         raise BuildError(f"ONNX Runtime refuses the island: {first_line(error)}") from error
+    if outside:
+        external.store(onnx.load(target), outside, target)
+
+
+def _outside(weights: Mapping[str, Array]) -> dict[str, Array]:
+    """The weights that are too large to lie in an ONNX file; none, or all that are not small."""
+    if sum(value.nbytes for value in weights.values()) <= EXTERNAL_BYTES:
+        return {}
+    return {name: value for name, value in weights.items() if value.nbytes > external.SMALL}
 
 
 def move_weights(model: Path, name: str) -> None:
@@ -144,11 +152,16 @@ def move_weights(model: Path, name: str) -> None:
 
 def save_plain(model: Any, weights: Mapping[str, Array], target: Path) -> None:
     """Write ``model`` to ``target`` as it is, the weights put back; arguments as for :func:`optimize`."""
-    kept = [item for item in model.graph.input if item.name not in weights]
+    outside = _outside(weights)
+    inside = {name: value for name, value in weights.items() if name not in outside}
+    kept = [item for item in model.graph.input if item.name not in inside]
     model.graph.ClearField("input")
     model.graph.input.extend(kept)
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in weights.items())
-    save(model, target)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in inside.items())
+    if outside:
+        external.store(model, outside, target)
+    else:
+        save(model, target)
 
 
 def save(model: Any, target: Path) -> None:

@@ -114,8 +114,8 @@ def optimize(model: Any, weights: Mapping[str, Array], target: Path) -> None:
     Raises:
         BuildError: ONNX Runtime refuses the model.
     """
-    outside = _outside(weights)
-    inside = {name: value for name, value in weights.items() if name not in outside}
+    large = outside(weights)
+    inside = {name: value for name, value in weights.items() if name not in large}
     _initialize(model, inside)
     options = session_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -129,11 +129,11 @@ def optimize(model: Any, weights: Mapping[str, Array], target: Path) -> None:
         )
     except Exception as error:
         raise BuildError(f"ONNX Runtime refuses the island: {first_line(error)}") from error
-    if outside:
-        external.store(onnx.load(target), outside, target)
+    if large:
+        external.store(onnx.load(target), large, target)
 
 
-def _outside(weights: Mapping[str, Array]) -> dict[str, Array]:
+def outside(weights: Mapping[str, Array]) -> dict[str, Array]:
     """The weights that are too large to lie in an ONNX file; none, or all that are not small."""
     if sum(value.nbytes for value in weights.values()) <= EXTERNAL_BYTES:
         return {}
@@ -152,14 +152,14 @@ def move_weights(model: Path, name: str) -> None:
 
 def save_plain(model: Any, weights: Mapping[str, Array], target: Path) -> None:
     """Write ``model`` to ``target`` as it is, the weights put back; arguments as for :func:`optimize`."""
-    outside = _outside(weights)
-    inside = {name: value for name, value in weights.items() if name not in outside}
+    large = outside(weights)
+    inside = {name: value for name, value in weights.items() if name not in large}
     kept = [item for item in model.graph.input if item.name not in inside]
     model.graph.ClearField("input")
     model.graph.input.extend(kept)
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in inside.items())
-    if outside:
-        external.store(model, outside, target)
+    if large:
+        external.store(model, large, target)
     else:
         save(model, target)
 

@@ -147,3 +147,12 @@ def test_drafts_and_atoms_plan_alike(name: str, model: Callable[[str], Path], mo
     with_drafts = plan_of(model(name))
     monkeypatch.setattr(drafts.Inspection, "_draft", lambda self, ops: None)
     assert plan_of(model(name)) == with_drafts
+
+
+def test_a_draft_that_rounds_integers_is_not_taken(tmp_path: Path) -> None:
+    """TensorRT takes it: tf2onnx sorts integers as float32, where 2^24 and 2^24 + 1 are the same."""
+    target = write_model(
+        tmp_path / "m", lambda x: {"y": tf.math.top_k(x, 2)[0] * 1}, tf.TensorSpec((None, 4), tf.int32, name="x")
+    )
+    (plan,) = refimpl.explain(target, refimpl.Recipe(min_segment_size=1)).signatures
+    assert [(op.type, "2^24" in op.reason) for op in plan.left] == [("TopKV2", True)]

@@ -27,6 +27,9 @@ from refimpl.converter import graphdefs as gd
 from refimpl.engines import external, onnxruntime
 from refimpl.errors import SourceError, first_line
 
+_MAPPED_BYTES = (
+    64 << 20
+)  # of variables: TensorFlow holds them all, and if there are more, a second copy is one too many
 _INIT_SIGNATURES = frozenset({"__saved_model_init_op", "__saved_model_train_op"})
 
 
@@ -132,11 +135,13 @@ class Source:
                 fetches[arg.name] = tensor
         total = sum((t.shape.num_elements() or 0) * t.dtype.size for t in fetches.values() if t.dtype != tf.string)
         try:
-            if total <= onnxruntime.EXTERNAL_BYTES:
-                found = self.session.run(fetches) if fetches else {}
-            else:  # TensorFlow holds them all; a second copy of each, in memory, would be one too many
-                with tempfile.TemporaryFile(prefix="refimpl-") as file:
+            with tempfile.TemporaryFile(prefix="refimpl-") as file:
+                if total > onnxruntime.EXTERNAL_BYTES:  # not even for a moment may all be in memory twice
                     found = {name: _mapped(self.session.run(tensor), file) for name, tensor in fetches.items()}
+                else:
+                    found = self.session.run(fetches) if fetches else {}
+                    if total > _MAPPED_BYTES:
+                        found = {name: _mapped(found.pop(name), file) for name in fetches}
         except tf.errors.FailedPreconditionError as error:
             raise SourceError(
                 f"{self.path} has a variable without a value: {first_line(error)}",

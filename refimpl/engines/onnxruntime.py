@@ -129,6 +129,8 @@ def optimize(model: Any, weights: Mapping[str, Array], target: Path) -> None:
         )
     except Exception as error:
         raise BuildError(f"ONNX Runtime refuses the island: {first_line(error)}") from error
+    for value in inside.values():
+        external.forget_pages(value)
     if large:
         external.store(onnx.load(target), large, target)
 

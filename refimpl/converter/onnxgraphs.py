@@ -23,6 +23,7 @@ _UNSUPPORTED_DTYPES: dict[Any, str] = {
     onnx.TensorProto.COMPLEX64: "complex64",
     onnx.TensorProto.COMPLEX128: "complex128",
 }
+_TRUTHS = frozenset("And Equal Greater GreaterOrEqual IsInf IsNaN Less LessOrEqual Not Or Xor".split())  # give bools
 
 
 def import_with_weights(model: Any, weights: Mapping[str, Array], folder: Path) -> gs.Graph:
@@ -149,8 +150,10 @@ def floats_an_integer(node: gs.Node) -> bool:
     """Whether a node makes float32, exact only up to 2^24, of integers, or of what may be some."""
     if node.op != "Cast" or node.attrs["to"] != onnx.TensorProto.FLOAT:
         return False
-    dtype = node.inputs[0].dtype
-    return dtype is None or isinstance(dtype, int) or np.dtype(dtype).kind not in "bf"
+    source = node.inputs[0]
+    if source.inputs and source.inputs[0].op in _TRUTHS:
+        return False
+    return source.dtype is None or isinstance(source.dtype, int) or np.dtype(source.dtype).kind not in "bf"
 
 
 def outer_tensors(node: gs.Node) -> list[gs.Tensor]:

@@ -12,7 +12,30 @@ import onnx
 from refimpl.engines import Array
 
 SMALL = 1 << 20  # bytes; smaller weights are no burden, and an optimizer may want to see them
+_FACTORS = frozenset(["MatMul 0", "MatMul 1", "Gather 0"])  # op and input
 _ALIGNED = 4096  # bytes; a page, so that what reads the file may map it
+
+
+def factors(model: Any, weights: Mapping[str, Array]) -> dict[str, Array]:
+    """The large weights that only products and gathers read: no clean-up of a graph has a use for their values."""
+    readers: dict[str, set[str]] = {}
+    passed: dict[str, str] = {}  # an Identity's output -> the weight that it passes on
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            source = passed.get(name, name)
+            if node.op_type == "Identity" and source in weights:
+                passed[node.output[0]] = source
+            else:
+                readers.setdefault(source, set()).add(f"{node.op_type} {place}")
+    shown = set(_read(model.graph)) - {
+        name for node in model.graph.node for name in node.input
+    }  # by bodies, or returned
+    kept = {passed.get(name, name) for name in shown}
+    return {
+        name: value
+        for name, value in weights.items()
+        if value.nbytes > SMALL and name not in kept and readers.get(name, {""}) <= _FACTORS
+    }
 
 
 def store(model: Any, weights: Mapping[str, Array], target: Path) -> None:

@@ -25,6 +25,7 @@ _NOT_BASIC = ("WeightBiasQuantization", "QDQPropagationTransformer")
 # Idle threads of ONNX Runtime spin for milliseconds, also after a run, on cores that TensorFlow or another thread's run
 # then lacks. A short spin still bridges the gaps between ops. No answer depends on it.
 _SPINNING = {"session.intra_op.spin_duration_us": "50", "session.force_spinning_stop": "1"}
+FACTOR_BYTES = 64 << 20  # of factors of products and gathered tables: above this, they go to a file beside the model
 EXTERNAL_BYTES = 1 << 30  # a protobuf ends at 2 GiB; above this, weights go to a file beside the model
 
 
@@ -114,7 +115,7 @@ def optimize(model: Any, weights: Mapping[str, Array], target: Path) -> None:
     Raises:
         BuildError: ONNX Runtime refuses the model.
     """
-    large = outside(weights)
+    large = outside(weights) or _factors(model, weights)
     inside = {name: value for name, value in weights.items() if name not in large}
     _initialize(model, inside)
     options = session_options()
@@ -140,6 +141,12 @@ def outside(weights: Mapping[str, Array]) -> dict[str, Array]:
     if sum(value.nbytes for value in weights.values()) <= EXTERNAL_BYTES:
         return {}
     return {name: value for name, value in weights.items() if value.nbytes > external.SMALL}
+
+
+def _factors(model: Any, weights: Mapping[str, Array]) -> dict[str, Array]:
+    """The weights that need not be shown to the optimizer, if that saves much: it holds four copies of each."""
+    found = external.factors(model, weights)
+    return found if sum(value.nbytes for value in found.values()) > FACTOR_BYTES else {}
 
 
 def move_weights(model: Path, name: str) -> None:

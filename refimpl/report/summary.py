@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from refimpl.bundle import IDLE_OPS, IslandRecord, LeftOp, Manifest, SignatureRecord
+from refimpl.bundle import IDLE_OPS, WEIGHTS_SUFFIX, IslandRecord, LeftOp, Manifest, SignatureRecord
 from refimpl.specs import Signature
 
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
@@ -96,7 +96,7 @@ def _signature(record: SignatureRecord, sizes: Mapping[str, int]) -> RenderableT
                 str(len(island.ops)) if first else "",
                 engine.kind,
                 engine.precision,
-                _mib(sizes.get(engine.file, 0)) if engine.file else "not built",
+                _mib(_size(engine.file, sizes)) if engine.file else "not built",
                 (island.verified or "NO") if first else "",
             )
     parts: list[RenderableType] = [head, table]
@@ -178,6 +178,11 @@ def _rest(console: Console, count: int, what: str) -> None:
 
 def _types(kinds: Iterable[str]) -> str:
     return ", ".join(f"{kind} x{count}" for kind, count in Counter(kinds).most_common(4))
+
+
+def _size(file: str, sizes: Mapping[str, int]) -> int:
+    """Bytes of an engine's file, and of the weights beside it."""
+    return sizes.get(file, 0) + sizes.get(file + WEIGHTS_SUFFIX, 0)
 
 
 def _mib(size: int) -> str:

@@ -77,6 +77,23 @@ def test_weights_lie_beside_the_model(
     assert run.engine == "onnxruntime"
 
 
+def test_factors_of_products_are_not_shown_to_the_optimizer(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below the limit of a protobuf: the kernel is shown, what MatMul and Gather read goes to the file as it is."""
+    monkeypatch.setattr(onnxruntime, "FACTOR_BYTES", 20_000)
+    monkeypatch.setattr(external, "SMALL", SMALL)
+    manifest = refimpl.convert(network, tmp_path / "bundle", ALL)
+    file = stored(tmp_path / "bundle")
+    proto = onnx.load(file, load_external_data=False)
+    places = {tuple(item.dims): bool(item.external_data) for item in proto.graph.initializer if len(item.dims) > 1}
+    assert places == {(32, 16, 3, 3): False, DENSE: True, (50, 64): True}
+    weights = file.with_name(f"{file.name}{bundle.WEIGHTS_SUFFIX}").read_bytes()
+    assert all(normal(*shape, seed=6, scale=0.2).tobytes() in weights for shape in (DENSE, (50, 64)))
+    assert default(manifest).share == 1.0
+    assert_agrees(network, tmp_path / "bundle", inputs())
+
+
 def test_a_moved_bundle_finds_its_weights(network: Path, tmp_path: Path, low_limit: None) -> None:
     refimpl.convert(network, tmp_path / "bundle", ALL)
     (tmp_path / "bundle").rename(tmp_path / "moved")

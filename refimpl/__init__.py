@@ -14,13 +14,20 @@ from refimpl import hook
 if TYPE_CHECKING:
     from refimpl.api import convert as convert
     from refimpl.api import explain as explain
+    from refimpl.api import export as export
     from refimpl.recipe import Recipe as Recipe
     from refimpl.runtime import load as load
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "__version__", "convert", "explain", "load"]
+__all__ = ["Recipe", "__version__", "convert", "explain", "export", "load"]
 
-_HOMES = {"convert": "refimpl.api", "explain": "refimpl.api", "load": "refimpl.runtime", "Recipe": "refimpl.recipe"}
+_HOMES = {
+    "convert": "refimpl.api",
+    "explain": "refimpl.api",
+    "export": "refimpl.api",
+    "load": "refimpl.runtime",
+    "Recipe": "refimpl.recipe",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -66,12 +66,72 @@ def convert(
         BundleError: the bundle cannot be written.
         UnsupportedError: TensorFlow, or an engine that was asked for, is not installed.
     """
+    from refimpl import exporter
+
+    if place := exporter.check_place():
+        exporter.check_room(place, Path(bundle))
+    manifest = convert_only(saved_model, bundle, recipe, tell=tell, samples=samples, cache=cache)
+    if place:
+        exporter.export_to_place(Path(bundle), place)
+    return manifest
+
+
+def convert_only(
+    saved_model: StrPath,
+    bundle: StrPath,
+    recipe: Recipe | None = None,
+    *,
+    tell: Callable[[str], None] | None = None,
+    samples: Callable[[], Iterable[Mapping[str, Any]]] | Sequence[Mapping[str, Any]] | None = None,
+    cache: StrPath | Cache | None = None,
+) -> Manifest:
+    """:func:`convert` for those whose bundle is a step on the way: no variable asks for anything beside it."""
     env.require_tensorflow()
     from refimpl.converter import pipeline
 
     found = caching.from_environment() if cache is None else cache
     store = found if found is None or isinstance(found, Cache) else caching.open_cache(found)
     return pipeline.convert(Path(saved_model), Path(bundle), recipe or Recipe(), tell or _silent, samples, store)
+
+
+def export(
+    bundle: StrPath,
+    target: StrPath,
+    *,
+    golden: StrPath | None = None,
+    saved_model: StrPath | None = None,
+    islands: Sequence[str] = (),
+    tell: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Write the islands of a bundle as files for other tools, with scripts for ``polygraphy run``.
+
+    Args:
+        bundle: the bundle's directory.
+        target: directory to make; it must not exist.
+        golden: a golden record of the model; what passes the cuts in its cases becomes samples.
+        saved_model: the model that the bundle was made from; its islands are lowered again in float32.
+        islands: names of the islands to export; empty means all.
+        tell: receives a line whenever a step begins.
+
+    Returns:
+        The export's manifest, as ``docs/exporting.md`` describes it.
+
+    Raises:
+        BundleError: not a bundle, damaged, or the disk is full.
+        RecipeError: the target exists, an island is unknown, or the bundle has none.
+        SourceError: ``saved_model`` is not the model that the bundle was made from.
+        GoldenError: ``golden`` is damaged, or of another model.
+        UnsupportedError: TensorFlow is needed for these choices, and is not installed.
+    """
+    from refimpl import exporter
+    from refimpl.bundle import check_target
+    from refimpl.export_extras import gathered
+
+    check_target(Path(target))
+    with gathered(Path(bundle), golden, saved_model, islands, tell or _silent) as (extras, notes):
+        return exporter.export_bundle(
+            Path(bundle), Path(target), islands=islands, extras=extras, notes=notes, tell=tell or _silent
+        )
 
 
 def explain(

@@ -28,6 +28,7 @@ ASSET = "refimpl_bundle.json"  # in assets/: TensorFlow hands its path to every 
 POINTER = f"assets/{ASSET}"
 CALIBRATION = f"{FOLDER}/calibration.json"  # the ranges that int8 was made with
 WEIGHTS_SUFFIX = ".data"  # after the name of an ONNX file, when its weights are too large to lie in it
+KERNELS_SUFFIX = ".kernels"  # after the name of an engine: what TensorRT for RTX compiled for it where it was converted
 # Ops that compute nothing; they count neither as converted nor as left.
 IDLE_OPS = frozenset(["Identity", "IdentityN", "NoOp", "Snapshot", "StopGradient"])
 
@@ -41,6 +42,7 @@ class EngineRecord:
     version: str  # library and version that built it
     precision: str  # what it computes in; decides how close it must come to TensorFlow
     profiles: tuple[Mapping[str, Any], ...] = ()
+    targets: tuple[str, ...] = ()  # compute capabilities that it was built for; empty: the library's own choice
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -49,7 +51,13 @@ class EngineRecord:
             "version": self.version,
             "precision": self.precision,
             "profiles": list(self.profiles),
+            "targets": list(self.targets),
         }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> EngineRecord:
+        lists = {"profiles": tuple(data["profiles"]), "targets": tuple(data.get("targets", ()))}  # not in older bundles
+        return EngineRecord(**{**data, **lists})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +100,7 @@ class IslandRecord:
             ops=tuple((item[0], item[1]) for item in data["ops"]),
             inputs=tuple(TensorSpec.from_json(item) for item in data["inputs"]),
             outputs=tuple(TensorSpec.from_json(item) for item in data["outputs"]),
-            engines=tuple(EngineRecord(**{**item, "profiles": tuple(item["profiles"])}) for item in data["engines"]),
+            engines=tuple(map(EngineRecord.from_json, data["engines"])),
             probe=data["probe"],
             finite_only=data["finite_only"],
             precision=data["precision"],

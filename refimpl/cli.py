@@ -10,10 +10,13 @@ from collections.abc import Sequence
 import click
 
 from refimpl import __version__, env
+from refimpl.cli_bisect import bisect
 from refimpl.cli_cache import cache
 from refimpl.cli_calibration import calibration
+from refimpl.cli_check import check
 from refimpl.cli_convert import convert, explain, inspect, run
-from refimpl.cli_oracle import check, record
+from refimpl.cli_export import export
+from refimpl.cli_record import record
 from refimpl.doctor import doctor
 from refimpl.errors import RefimplError
 
@@ -36,7 +39,7 @@ def group(*, verbose: bool, quiet: bool) -> None:
     env.quiet_tensorflow()
 
 
-for command in (convert, explain, inspect, run, record, check, calibration, cache, doctor):
+for command in (convert, explain, inspect, run, record, check, bisect, export, calibration, cache, doctor):
     group.add_command(command)
 
 

@@ -149,6 +149,8 @@ def _recipe(recipe_file: Path | None, **given: Any) -> Recipe:
     if given.get("tags"):
         given["tags"] = tuple(given["tags"].split(","))
     given["shapes"] = tuple(parse_shape(text) for text in given.get("shapes") or ())
+    if given.get("targets"):
+        given["targets"] = tuple(dict.fromkeys(name for text in given["targets"] for name in text.split(",")))
     if given.get("engines"):
         given["engines"] = tuple(dict.fromkeys(("onnxruntime", *given["engines"])))
     return recipe_with(base, {key: value for key, value in given.items() if value not in (None, ())}, "command line")
@@ -165,6 +167,13 @@ def _recipe(recipe_file: Path | None, **given: Any) -> Recipe:
     multiple=True,
     type=click.Choice(ENGINES),
     help="Engine to store besides the embedded onnxruntime.",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="sm86,sm89",
+    help="Compute capability to build TensorRT engines for, also of GPUs that are not here.  [TensorRT chooses]",
 )
 @click.option(
     "--shape",
@@ -250,6 +259,7 @@ def _idle(recipe: Recipe, given: Mapping[str, Any]) -> list[str]:
         ("calibrator", ranges, "--calibrator is for --precision int8 and auto"),
         ("percentile", ranges and recipe.calibrator == "percentile", "--percentile is for --calibrator percentile"),
         ("calibration_table", ranges, "--calibration-table is for --precision int8 and auto"),
+        ("targets", "tensorrt" in recipe.engines, "--target is for --engine tensorrt"),
         ("keep_fp32", recipe.precision != "fp32", "--keep-fp32 is for a --precision other than fp32"),
     )
     return [f"{text}: it does nothing here" for name, heeded, text in rows if given.get(name) and not heeded]

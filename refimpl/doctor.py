@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from refimpl import engines, env
+from refimpl.engines import tensorrt
 from refimpl.errors import RefimplError
 from refimpl.gpus import Gpu, list_gpus
 
@@ -46,6 +47,7 @@ class Health:
     gpus: tuple[Gpu, ...]
     cuda_driver: str  # highest CUDA version that the driver supports; "" without a driver
     engines: tuple[EngineHealth, ...]
+    tensorrt: tuple[tuple[str, str], ...]  # what the installed TensorRT can do, and what it found out about the GPU
     temp: str
     temp_free_bytes: int
 
@@ -62,6 +64,7 @@ def examine() -> Health:
         gpus=gpus,
         cuda_driver=driver,
         engines=tuple(examine_engine(name) for name in engines.KINDS),
+        tensorrt=examine_tensorrt(),
         temp=temp,
         temp_free_bytes=shutil.disk_usage(temp).free,
     )
@@ -92,6 +95,20 @@ def examine_engine(name: str) -> EngineHealth:
     return EngineHealth(name, library, builds, executes, problem, time.perf_counter() - started)
 
 
+def examine_tensorrt() -> tuple[tuple[str, str], ...]:
+    """What the installed TensorRT can do: (what, answer). Where it executes, what cannot be asked is tried."""
+    if not tensorrt.version():
+        return ()
+    targets = ", ".join(tensorrt.build_targets()) or "the GPU that is here"
+    rows = [("builds for", targets)]
+    rows += [(name, "yes" if there else "no") for name, there in tensorrt.features().items()]
+    rows += [(f"int8 {op}", tensorrt.int8_problem(op) or "builds") for op in ("Conv", "ConvTranspose", "MatMul")]
+    if not tensorrt.why_not_here():
+        rows.append(("CUDA graphs", tensorrt.graph_problem() or "replayed with the same answers"))
+        rows.append(("float32 products", tensorrt.tf32_problem() or "keep float32 unless TF32 is allowed"))
+    return tuple(rows)
+
+
 def _relu_model() -> bytes:
     from onnx import TensorProto, helper
 
@@ -107,10 +124,10 @@ def advice(health: Health) -> tuple[str, ...]:
     if not health.tensorflow:
         lines.append("TensorFlow is missing: pip install 'refimpl[cpu]', or 'refimpl[cuda]' for NVIDIA GPUs.")
     by_kind = {engine.kind: engine for engine in health.engines}
-    tensorrt = by_kind["tensorrt"]
-    if not tensorrt.library:
+    trt = by_kind["tensorrt"]
+    if not trt.library:
         lines.append("No TensorRT: conversion works and uses a shipped table; 'refimpl[rtx]' needs no GPU to build.")
-    elif tensorrt.builds and not tensorrt.executes:
+    elif trt.builds and not trt.executes:
         lines.append("TensorRT engines can be built here ahead of time; bundles run through ONNX Runtime here.")
     if health.temp_free_bytes < 2 << 30:
         lines.append(f"Less than 2 GiB are free in {health.temp}: large models may not fit.")
@@ -128,6 +145,11 @@ def show(health: Health, console: Console) -> None:
         builds, executes = ("yes" if it else "no" for it in (engine.builds, engine.executes))
         table.add_row(engine.kind, engine.library or "not installed", builds, executes, engine.problem)
     console.print(table)
+    if health.tensorrt:
+        features = Table("feature", "here", title="TensorRT", title_justify="left")
+        for row in health.tensorrt:
+            features.add_row(*row)
+        console.print(features)
     console.print(f"processor: {health.processor}")
     console.print(f"CUDA driver: {health.cuda_driver or 'none'}")
     for gpu in health.gpus:

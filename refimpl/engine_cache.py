@@ -36,6 +36,7 @@ def engine_key(kind: str, model: Path, profiles: Sequence[Profile], options: Bui
         "profiles": [dataclasses.asdict(profile) for profile in profiles],
         "tf32": options.tf32,
         "workspace_bytes": options.workspace_bytes,
+        "targets": options.targets,
         **machine(),
     }
     return Key(KIND, parts)

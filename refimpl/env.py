@@ -32,6 +32,10 @@ PACKAGES = (
     *("refimpl", "numpy", "protobuf", "onnx", "onnxruntime", "onnxruntime-gpu", "onnx-graphsurgeon", "polygraphy"),
     *("tf2onnx", "tensorflow", "tensorflow-cpu", "keras", "tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12"),
 )
+_INSTRUCTION_SETS = (  # vector units, fused multiply-add and half precision of x86 and Arm
+    *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_bf16", "amx_int8", "asimd", "asimdhp", "sve", "bf16"),
+)
 _ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 _MISSING_TENSORFLOW = "pip install 'refimpl[cpu]', or 'refimpl[cuda]' for NVIDIA GPUs"
 
@@ -77,6 +81,17 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+@functools.cache
+def instruction_sets() -> tuple[str, ...]:
+    """The processor's instruction sets that change how floats are summed or rounded, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ()
+    found = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split(":")[-1].split()}
+    return tuple(name for name in _INSTRUCTION_SETS if name in found)
 
 
 def fingerprint() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -61,6 +62,8 @@ class Recipe:
         op_set: ``tensorrt`` converts what today's TensorRT takes; ``tf-trt`` only what TF-TRT took of it in dynamic
             shape mode, ``tf-trt-implicit`` in implicit batch mode.
         max_cached_engines: how many TensorRT engines that were built while the bundle ran an island may keep.
+        targets: compute capabilities to build TensorRT engines for, such as ``sm86``; empty leaves it to the library.
+            Only TensorRT for RTX builds for GPUs that are not there.
         build_at_runtime: build a TensorRT engine for shapes that no stored one takes, where TensorRT can execute.
     """
 
@@ -87,6 +90,7 @@ class Recipe:
     op_set: str = "tensorrt"
     max_cached_engines: int = _outside_key(1, "heeded where the bundle runs; the new manifest has it")
     build_at_runtime: bool = _outside_key(False, "heeded where the bundle runs; the new manifest has it")
+    targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _one_of("precision", (self.precision,), PRECISIONS)
@@ -100,6 +104,9 @@ class Recipe:
         _one_of("engine", self.engines, ENGINES)
         _one_of("profile", (self.profile,), PROFILES)
         _one_of("op_set", (self.op_set,), OP_SETS)
+        for target in self.targets:
+            if not re.fullmatch(r"sm[1-9]\d{1,2}", target):
+                raise RecipeError(f"target {target!r} is no compute capability", hint="give sm86 for 8.6, for example")
         if self.min_segment_size < 1:
             raise RecipeError(
                 f"min_segment_size is {self.min_segment_size}", hint="give 1 to convert even single ops, 3 by default"

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tensorflow.core.framework import op_def_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
 from tensorflow.python.eager import context
-from tensorflow.python.framework import op_def_registry
+from tensorflow.python.framework import function_def_to_graph, op_def_registry
 from tensorflow.python.framework.convert_to_constants import disable_lower_using_switch_merge
 from tensorflow.python.grappler import tf_optimizer
 
@@ -111,3 +111,19 @@ def eagerly() -> AbstractContextManager[None]:
     """A context in which TensorFlow executes eagerly, in programs of TF1 too."""
     manager: AbstractContextManager[None] = context.eager_mode()
     return manager
+
+
+def body_of(function: Any, graph: Any) -> tuple[Any, dict[str, str]]:
+    """The body of a FunctionDef as a GraphDef: one Placeholder per argument, tensors named ``node:index``.
+
+    Args:
+        function: the FunctionDef; the functions that it calls are in ``graph``.
+        graph: a tf.Graph.
+
+    Returns:
+        The GraphDef, and from the names that tensors have in a FunctionDef (``node:output:index``, or an argument's) to
+        those that they have in the GraphDef.
+    """
+    with graph.as_default():
+        body, names = function_def_to_graph.function_def_to_graph_def(function)
+    return body, dict(names)

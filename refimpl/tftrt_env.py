@@ -78,7 +78,11 @@ TABLE = (
         "reject_all_fp_cast_ops keeps Cast in TensorFlow; the other features have no effect",
     ),
     Variable(
-        "TF_TRT_EXPORT_TRT_ENGINES_PATH", "text", "", "IslandRecord.engines", "folder for raw TensorRT plans, at save()"
+        "TF_TRT_EXPORT_TRT_ENGINES_PATH",
+        "text",
+        "",
+        "refimpl export",
+        "folder for raw TensorRT plans, at save(), and beside them an export of the bundle",
     ),
     Variable("TF_TRT_EXPORT_GRAPH_VIZ_PATH", "text", "", "refimpl inspect", "Graphviz file of the converted graph"),
     Variable("TF_TRT_ENABLE_LAYOUT_OPTIMIZER", "bool", "true", "", "layouts are chosen by TensorRT"),

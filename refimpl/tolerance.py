@@ -12,6 +12,7 @@ decision between nearly equal values may then fall the other way, in at most a s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 
@@ -84,12 +85,19 @@ TABLE: dict[tuple[str, str], Tolerance] = {
     **_reduced("bf16", 8e-2, "bfloat16 has three bits less than float16: eight times the rounding"),
     **_reduced("int8", 1e-1, "a step is 1/127 of the calibrated range; TF-TRT's own quantization test accepts 1e-1"),
 }
+LOOSEST_FIRST = ("int8", "bf16", "fp16", "quantized", "tf32", "half", "fp32")
 # What a decision (an index, a comparison) may lose when the values it is made from are rounded.
 _FLIPS = {
     "fp16": Tolerance(0.0, 0.0, 0.0, "float16 confuses values closer than 1e-3 of each other", flips=0.01),
     "bf16": Tolerance(0.0, 0.0, 0.0, "bfloat16 confuses values closer than 1e-2 of each other", flips=0.05),
     "int8": Tolerance(0.0, 0.0, 0.0, "int8 confuses values within a step of each other", flips=0.05),
 }
+
+
+def loosest(precisions: Iterable[str]) -> str:
+    """The one of these precisions whose row forgives most; ``"fp32"`` when there are none."""
+    found = set(precisions)
+    return next((precision for precision in LOOSEST_FIRST if precision in found), min(found, default="fp32"))
 
 
 def tolerance_for(precision: str, dtype: str) -> Tolerance:

@@ -115,6 +115,8 @@ def commands(name: str, folder: Path) -> dict[str, list[object]]:
         "run": ["run", make_bundle(name), "--inputs", "random"],
         "record": ["record", saved_model(name), folder / "golden"],
         "check": ["check", make_bundle(name), golden_of(name)],
+        "bisect": ["bisect", make_bundle(name), golden_of(name)],
+        "export": ["export", make_bundle(name), folder / "export"],
         "calibration": ["calibration", "show", calibration_table()],
         "cache": ["cache", "show", cache_with_entries()],
         "doctor": ["doctor"],

@@ -327,7 +327,7 @@ def saved_model(name: str) -> Path:
     if row.expect.in_process_only:
         if name not in _in_process:
             _in_process[name] = Path(tempfile.mkdtemp(prefix="refimpl-test-")) / name
-            row.build(_in_process[name])
+            _build(row, _in_process[name])
         return _in_process[name]
     final = CACHE / f"{name}-{_digest(sys.modules[row.build.__module__])}"
     if final.exists():
@@ -335,12 +335,18 @@ def saved_model(name: str) -> Path:
     with _locked(CACHE / f"{name}.lock"):
         if not final.exists():
             with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=CACHE) as scratch:
-                row.build(Path(scratch) / name)
+                _build(row, Path(scratch) / name)
                 (Path(scratch) / name).rename(final)
             for old in CACHE.glob(f"{name}-????????????"):
                 if old != final:
                     shutil.rmtree(old)
     return final
+
+
+def _build(row: Model, target: Path) -> None:
+    """Keras counts layers for as long as a process lives: without this, op names depend on what ran before."""
+    keras.utils.clear_session()
+    row.build(target)
 
 
 def _digest(module: ModuleType) -> str:

@@ -206,7 +206,7 @@ def test_a_disk_that_fills_up(place, refused, monkeypatch):
 
 
 def test_a_manifest_that_cannot_be_written(place, refused, monkeypatch):
-    def full(folder, manifest):
+    def full(folder, manifest, known=None):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(bundle, "seal", full)

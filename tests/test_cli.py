@@ -13,9 +13,11 @@ import pytest
 from onnx import numpy_helper
 
 import refimpl
-from refimpl import bundle, calibration, doctor, oracle, runtime
+from refimpl import bundle, calibration, doctor, exporter, oracle, runtime
+from refimpl.cache import Cache
 from refimpl.cli import group
 from refimpl.converter import pipeline
+from refimpl.oracle import bisect as bisecting
 from refimpl.recipe import Recipe
 from tests.bundles import (
     command,
@@ -30,7 +32,9 @@ from tests.bundles import (
 from tests.models import saved_model
 
 NAME = "odd_ops"
-COMMANDS = ("convert", "explain", "inspect", "run", "record", "check", "calibration", "doctor")
+COMMANDS = (
+    "convert", "explain", "inspect", "run", "record", "check", "bisect", "export", "calibration", "cache", "doctor",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -97,6 +101,8 @@ WRONG = {
     "run": ["run", "no/such/bundle", "--inputs", "random"],
     "record": ["record", "no/such/model", "g"],
     "check": ["check", "no/such/bundle", "no/such/golden"],
+    "cache": ["cache", "show", "no/such/cache"],
+    "bisect": ["bisect", "no/such/bundle", "no/such/golden"],
 }
 
 
@@ -141,8 +147,11 @@ BUGS = {
     "inspect": (bundle, "read"),
     "run": (runtime, "load"),
     "record": (oracle, "record"),
-    "check": (oracle, "check"),
+    "check": (oracle, "judge"),
+    "bisect": (bisecting, "bisect"),
+    "export": (exporter, "export_bundle"),
     "calibration": (calibration, "load"),
+    "cache": (Cache, "entries"),
     "doctor": (doctor, "examine"),
 }
 
@@ -215,7 +224,8 @@ NOISY = {
     "explain": (pipeline, "pick_judge"),
     "run": (runtime, "load"),
     "record": (oracle, "record"),
-    "check": (oracle, "check"),
+    "check": (oracle, "judge"),
+    "bisect": (bisecting, "bisect"),
     "doctor": (doctor, "examine_engine"),
 }
 

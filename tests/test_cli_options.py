@@ -23,7 +23,9 @@ from tests.bundles import (
 from tests.models import saved_model
 
 NAME = "odd_ops"
-COMMANDS = ("convert", "explain", "inspect", "run", "record", "check", "calibration", "cache", "doctor")
+COMMANDS = (
+    "convert", "explain", "inspect", "run", "record", "check", "bisect", "export", "calibration", "cache", "doctor",
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -19,8 +19,11 @@ from refimpl.recipe import load_recipe
 from tests.contract.sources import PACKAGE, ROOT, python_files
 from tools import demo
 
-DOCS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-IDS = [file.name for file in DOCS]
+DOCS = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "golden/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+IDS = [file.relative_to(ROOT).as_posix() for file in DOCS]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_OURS = {"--no-index", "--find-links", "--all", "--dir"}  # pip's and saved_model_cli's
 

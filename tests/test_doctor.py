@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from refimpl import doctor, engines
+from refimpl.engines import tensorrt
 from refimpl.errors import BuildError, RunError
 
 
@@ -76,10 +77,27 @@ def test_text_names_engines_and_advice():
     absent = doctor.EngineHealth("tensorrt", "", builds=False, executes=False, problem="not installed", seconds=0.0)
     there = doctor.EngineHealth("onnxruntime", "ort 1", builds=True, executes=True, problem="", seconds=0.1)
     gpu = doctor.Gpu("Some GPU", "8.9", 24 << 30)
-    health = doctor.Health({"python": "3.11"}, "", "cpu", (gpu,), "13.0", (absent, there), "tmp", 1 << 30)
+    rows = (("builds for", "sm86"),)
+    health = doctor.Health({"python": "3.11"}, "", "cpu", (gpu,), "13.0", (absent, there), rows, "tmp", 1 << 30)
     console = Console(width=200, markup=False)
     with console.capture() as printed:
         doctor.show(health, console)
     text = printed.get()
-    for part in ("Some GPU, compute capability 8.9", "refimpl[cpu]", "refimpl[rtx]", "2 GiB", "not installed"):
+    parts = ("Some GPU, compute capability 8.9", "refimpl[cpu]", "refimpl[rtx]", "2 GiB", "not installed")
+    for part in (*parts, "builds for", "sm86"):
         assert part in text
+
+
+@pytest.mark.skipif(not tensorrt.version(), reason="neither tensorrt nor tensorrt_rtx is installed")
+def test_what_tensorrt_can_do(monkeypatch):
+    rows = dict(doctor.examine_tensorrt())
+    assert rows["output allocator"] == "yes"
+    assert "int8 MatMul" in rows
+    monkeypatch.setattr(tensorrt, "why_not_here", lambda: "")
+    monkeypatch.setattr(tensorrt, "graph_problem", lambda: "")
+    monkeypatch.setattr(tensorrt, "tf32_problem", lambda: "float32 products are rounded to TF32")
+    rows = dict(doctor.examine_tensorrt())
+    assert rows["CUDA graphs"] == "replayed with the same answers"
+    assert rows["float32 products"] == "float32 products are rounded to TF32"
+    monkeypatch.setattr(tensorrt, "version", lambda: "")
+    assert doctor.examine_tensorrt() == ()

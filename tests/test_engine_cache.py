@@ -11,7 +11,8 @@ import pytest
 
 from refimpl import engine_cache, engines, env, gpus
 from refimpl.cache import Cache, open_cache
-from refimpl.engines import BuildOptions, Profile, tensorrt
+from refimpl.engines import BuildOptions, Profile
+from refimpl.engines.tensorrt import building
 from refimpl.errors import BuildError
 
 PROFILE = Profile(((1, 3),), ((2, 3),), ((8, 3),))
@@ -106,6 +107,7 @@ BY_ARGUMENT = {
     "profiles": {"profiles": (dataclasses.replace(PROFILE, max=((9, 3),)),)},
     "tf32": {"tf32": True},
     "workspace_bytes": {"workspace_bytes": 1 << 20},
+    "targets": {"targets": ("sm86",)},
 }
 
 
@@ -194,14 +196,14 @@ def test_timings_are_handed_to_a_library_that_keeps_them(tmp_path):
         if content is not None:
             file.write_bytes(content)
         config = Config()
-        assert tensorrt._with_timings(config, file)
+        assert building._with_timings(config, file)
         assert config.taken == taken
 
 
 def test_a_library_that_keeps_none_is_found_out_by_asking(tmp_path):
-    assert not tensorrt._with_timings(Config(deprecated=True), tmp_path / "timings")
-    assert not tensorrt._with_timings(SimpleNamespace(), tmp_path / "timings")
-    assert not tensorrt._with_timings(Config(), None)
+    assert not building._with_timings(Config(deprecated=True), tmp_path / "timings")
+    assert not building._with_timings(SimpleNamespace(), tmp_path / "timings")
+    assert not building._with_timings(Config(), None)
 
 
 def test_the_digest_of_the_code_changes_with_any_of_it(tmp_path, monkeypatch):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from refimpl.engines import tensorrt
-from tools.gpu import prediction
+from refimpl.errors import BuildError
+from tests.fake_gpu import FakeGpu
+from tools.gpu import prediction, record, verified
 from tools.gpu.prediction import Row
 
 ROW = Row("bert", "fp16", "fp16", 1e-3, 1.5e-3, "", "25 fp16")
@@ -42,3 +45,39 @@ def test_without_a_gpu_it_converts_and_says_what_did_not_run(tmp_path: Path) -> 
     assert prediction.main(["--only", "digits", "--precision", "fp16", "--out", str(tmp_path)]) == 0
     text = (tmp_path / "gpu-prediction.md").read_text()
     assert "* digits, fp16: tensorrt: no usable NVIDIA GPU" in text
+
+
+VERIFIED = verified.Row(
+    "MobileNetV2", "fp16", "1 tensorrt", 0.9, 2e-3, "", {"conv": "wrong here"}, {"tanh": "wrong, too"}, ["a note"], 61.4
+)
+
+
+def test_what_was_lifted_and_left_is_listed_with_its_reason() -> None:
+    rows = [VERIFIED, replace(VERIFIED, model="ResNet50", problem="max 0.7", error=None)]
+    text = verified.markdown({**record.machine(), "rows": [asdict(row) for row in rows]})
+    assert "| MobileNetV2 | fp16 | 1 tensorrt | 90% | 1 | 1 | 0.002 | yes |" in text
+    assert "| ResNet50 | fp16 | 1 tensorrt | 90% | 1 | 1 | - | max 0.7 |" in text
+    assert "## MobileNetV2, fp16 (61 s)\n\n* a note\n* `conv`: wrong here\n* `tanh`: wrong, too\n" in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not tensorrt.version(), reason="neither tensorrt nor tensorrt_rtx is installed")
+def test_networks_are_verified_on_the_gpu_that_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU that gets convolutions in float16 wrong, only those are lifted; the answers are right."""
+    gpu = FakeGpu(lambda nodes: [node for node in nodes.of("Conv") if nodes.is_half(node)]).install(monkeypatch)
+    assert verified.main(["--only", "digits", "--out", str(tmp_path)]) == 0
+    (row,) = json.loads((tmp_path / "gpu-verified.json").read_text())["rows"]
+    assert (row["engines"], row["problem"], row["left"]) == ("1 tensorrt", "", {})
+    assert row["accelerated"] == 1
+    assert row["lifted"]
+    assert len(gpu.built) > 1
+
+
+def test_a_model_that_cannot_be_converted_is_a_row_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BuildError("no room")
+
+    monkeypatch.setitem(verified.SUBJECTS, "m", lambda: prediction.Subject(lambda folder: folder, list, dict))
+    monkeypatch.setattr("refimpl.convert", refuse)
+    assert verified.main(["--only", "m", "--out", str(tmp_path)]) == 1
+    assert "| m | fp16 | none | 0% | 0 | 0 | - | not converted: no room |" in (tmp_path / "gpu-verified.md").read_text()

@@ -34,6 +34,7 @@ OTHER = {
     "op_set": "tf-trt",
     "max_cached_engines": 4,
     "build_at_runtime": True,
+    "targets": ("sm86",),
 }
 
 

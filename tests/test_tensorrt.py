@@ -12,6 +12,7 @@ import refimpl
 from refimpl import gpus
 from refimpl.converter import judge
 from refimpl.engines import BuildOptions, Profile, tensorrt
+from refimpl.engines.tensorrt import building, library
 from refimpl.errors import BuildError, RunError, UnsupportedError
 from tests.bundles import answers, assert_same, feeds_of, main
 from tests.models import saved_model
@@ -31,7 +32,7 @@ needs_tensorrt = pytest.mark.skipif(not tensorrt.version(), reason="neither tens
 
 
 def test_without_any_tensorrt(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(tensorrt, "_module", lambda: None)
+    monkeypatch.setattr(library, "module", lambda: None)
     tensorrt.why_not_here.cache_clear()
     assert tensorrt.version() == ""
     assert tensorrt.why_not_here() == "neither tensorrt nor tensorrt_rtx is installed"
@@ -64,13 +65,13 @@ def test_a_broken_installation_counts_as_none(monkeypatch):
     def broken(name):
         raise OSError(f"lib{name}.so: cannot open shared object file")
 
-    monkeypatch.setattr(tensorrt.importlib, "import_module", broken)
-    tensorrt._module.cache_clear()
+    monkeypatch.setattr(library.importlib, "import_module", broken)
+    library.module.cache_clear()
     try:
         assert tensorrt.version() == ""
     finally:
         monkeypatch.undo()
-        tensorrt._module.cache_clear()
+        library.module.cache_clear()
 
 
 @needs_tensorrt
@@ -104,14 +105,14 @@ def profile(low, high):
 @needs_tensorrt
 def test_profiles_reach_tensorrt(tmp_path, monkeypatch):
     seen = []
-    real = tensorrt._trt_profile
+    real = building._trt_profile
 
     def spy(builder, network, item):
         made = real(builder, network, item)
         seen.append([tuple(shape) for shape in made.get_shape("x")])
         return made
 
-    monkeypatch.setattr(tensorrt, "_trt_profile", spy)
+    monkeypatch.setattr(building, "_trt_profile", spy)
     profiles = (profile((2, 8), (2, 8)), profile((1, 8), (64, 8)))
     tensorrt.build(saved(tmp_path, dense(weights_are_inputs=False)), tmp_path / "e.engine", profiles, OPTIONS)
     assert seen == [[(2, 8), (2, 8), (2, 8)], [(1, 8), (64, 8), (64, 8)]]
@@ -120,14 +121,14 @@ def test_profiles_reach_tensorrt(tmp_path, monkeypatch):
 @needs_tensorrt
 def test_values_of_shape_tensors_reach_tensorrt(tmp_path, monkeypatch):
     seen = []
-    real = tensorrt._trt_profile
+    real = building._trt_profile
 
     def spy(builder, network, item):
         made = real(builder, network, item)
         seen.append([tuple(values) for values in made.get_shape_input("target")])
         return made
 
-    monkeypatch.setattr(tensorrt, "_trt_profile", spy)
+    monkeypatch.setattr(building, "_trt_profile", spy)
     model = make_model(
         [node("Reshape", "x target", "y")],
         [info("x", ("n", 6)), info("target", (2,), TensorProto.INT64)],
@@ -141,8 +142,8 @@ def test_values_of_shape_tensors_reach_tensorrt(tmp_path, monkeypatch):
 @needs_tensorrt
 def test_integers_that_are_data_make_no_profiles_of_their_own(tmp_path, monkeypatch):
     made = []
-    real = tensorrt._trt_profile
-    monkeypatch.setattr(tensorrt, "_trt_profile", lambda *args: made.append(args[2]) or real(*args))
+    real = building._trt_profile
+    monkeypatch.setattr(building, "_trt_profile", lambda *args: made.append(args[2]) or real(*args))
     model = make_model(
         [node("Gather", "x index", "y")],
         [info("x", ("n", 6)), info("index", (2,), TensorProto.INT64)],

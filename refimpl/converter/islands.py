@@ -5,30 +5,33 @@ Or say which ops must leave it. In between, its precision may be lowered (:mod:`
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import onnx
 
-from refimpl import engine_cache, engines
+from refimpl import bundle, engine_cache, engines
+from refimpl.accuracy import Accuracy
 from refimpl.artifacts import Array
 from refimpl.cache import Cache
 from refimpl.converter import fake_quant, lower, verify
 from refimpl.converter.drafts import own_precision
 from refimpl.converter.lower import OpGraph
 from refimpl.converter.native import NativeGraph
-from refimpl.converter.precision.accuracy import Accuracy
 from refimpl.converter.precision.assigned import Assigned
+from refimpl.converter.precision.rewrite import Lift
 from refimpl.converter.verify import Evidence, Finding
-from refimpl.engines import BuildOptions, Profile, onnxruntime
-from refimpl.errors import BuildError, RefimplError, first_line
+from refimpl.engines import BuildOptions, Profile, onnxruntime, tensorrt
+from refimpl.errors import BuildError, RefimplError, RunError, first_line
 from refimpl.profiles import profiles_for
 from refimpl.recipe import Recipe
 
 UNVERIFIED = Finding()
+_SHAPES_COMPILED = 4  # combinations of shapes whose kernels a bundle brings along
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,20 @@ class Lowered:
     notes: tuple[str, ...]
 
 
+class Repair(Protocol):
+    """How a form in a lower precision is made anew with more of it in float32."""
+
+    def lifted(self, lifts: Mapping[str, Lift]) -> Shipped | None:
+        """The form with more layers, by node name, computing in what they are lifted to, verified as any other form.
+
+        Returns:
+            None when nothing would be left in the lower precision, or when it disagrees with TensorFlow then.
+        """
+
+    def ranked(self) -> list[tuple[str, Lift]]:
+        """The layers that are not in float32, the one that costs most accuracy first, each with a lift to it."""
+
+
 @dataclass(frozen=True)
 class Shipped:
     """The form of an island that engines are built from: the float32 one, or one rewritten for a lower precision."""
@@ -69,6 +86,7 @@ class Shipped:
     notes: tuple[str, ...] = ()
     layers: tuple[Assigned, ...] = ()
     accuracy: Accuracy | None = None
+    repair: Repair | None = None  # None where nothing was lowered
 
 
 @dataclass(frozen=True)
@@ -80,6 +98,7 @@ class Built:
     version: str
     precision: str
     profiles: tuple[Profile, ...]
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,7 +182,7 @@ class IslandMaker:
         said: tuple[str, ...] = ()
         for form in forms:
             try:
-                built = tuple(self._engines(island, form))
+                built = self.engines(island, form)
             except BuildError as error:
                 said = (*said, f"no {form.precision} engine could be built: {error.message}")
                 continue
@@ -171,12 +190,16 @@ class IslandMaker:
             return Island(island.ops, island.entering, island.leaving, built, shipped)
         return self._blamed_for_build(island)
 
-    def _engines(self, island: Lowered, form: Shipped) -> Iterator[Built]:
-        yield Built(onnxruntime.NAME, form.model, onnxruntime.version(), form.precision, ())
-        for kind in self._recipe.engines:
-            if kind != onnxruntime.NAME:
-                evidence = [*island.whole, *island.probes]
-                yield self._build(kind, form.model, form.precision, island.entering, evidence)
+    def engines(self, island: Lowered, form: Shipped) -> tuple[Built, ...]:
+        """One form of an island as every engine that the recipe names, the embedded one first.
+
+        Raises:
+            BuildError: one of them cannot be built.
+        """
+        evidence = [*island.whole, *island.probes]
+        kinds = [kind for kind in self._recipe.engines if kind != onnxruntime.NAME]
+        others = [self._build(kind, form.model, form.precision, island.entering, evidence) for kind in kinds]
+        return (Built(onnxruntime.NAME, form.model, onnxruntime.version(), form.precision, ()), *others)
 
     def _blamed_for_build(self, island: Lowered) -> Rejection:
         for kind in self._recipe.engines:
@@ -283,11 +306,13 @@ class IslandMaker:
             raise BuildError("no shapes are known for its inputs")
         profiles = profiles_for(self._recipe.profile, specs, seen)
         target = model.with_name(f"{model.name.split('.')[0]}{module.SUFFIX}")
-        options = BuildOptions(self._recipe.tf32, self._recipe.workspace_bytes)
+        options = options_for(self._recipe, kind, precision)
+        targets = options.targets
         label = {"island": f"reads {', '.join(entering) or 'nothing'}", "precision": precision}
         engine_cache.build(self._cache, kind, model, target, profiles, options, label)
-        rounded = "tf32" if self._recipe.tf32 and precision == "fp32" else precision
-        return Built(kind, target, module.version(), rounded, profiles)
+        if kind == tensorrt.NAME and not tensorrt.refusal(module.version(), module.version(), targets):
+            _keep_kernels(target, [[item[tensor] for tensor in entering] for item in seen])
+        return Built(kind, target, module.version(), precision, profiles, targets)
 
     def _problem_of(self, ops: Sequence[str]) -> str:
         _, entering, leaving = lower.subgraph_nodes(self._graph, ops, marked=False)
@@ -340,3 +365,20 @@ class IslandMaker:
                     low = middle
             return dict.fromkeys(parts[high - 1], f"{problem} (together with the ops before it; alone it is fine)")
         return dict.fromkeys(ops, problem)
+
+
+def options_for(recipe: Recipe, kind: str, precision: str) -> BuildOptions:
+    """What an engine of an island in this precision is built with."""
+    tf32 = recipe.tf32 and precision != "fp32"  # not where an island does not stand it
+    return BuildOptions(tf32, recipe.workspace_bytes, targets=recipe.targets if kind == tensorrt.NAME else ())
+
+
+def _keep_kernels(engine: Path, calls: Sequence[Sequence[Array]]) -> None:
+    """Where a GPU is at hand, put the kernels that TensorRT compiles for it beside the engine, for its next start.
+
+    An engine that fails here is found out, and told, when the finished bundle runs.
+    """
+    distinct = {tuple(value.shape for value in inputs): inputs for inputs in calls}
+    with contextlib.suppress(RunError):
+        if kernels := tensorrt.compiled_kernels(engine, list(distinct.values())[:_SHAPES_COMPILED]):
+            engine.with_name(engine.name + bundle.KERNELS_SUFFIX).write_bytes(kernels)

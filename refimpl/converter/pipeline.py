@@ -341,3 +341,5 @@ def _check_engines(recipe: Recipe) -> None:
             "--engine tensorrt was asked for, but neither tensorrt nor tensorrt_rtx is installed",
             hint="pip install 'refimpl[rtx]', or leave --engine away: the embedded engine works everywhere",
         )
+    if "tensorrt" in recipe.engines:
+        tensorrt.check_targets(recipe.targets)

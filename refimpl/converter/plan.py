@@ -24,6 +24,7 @@ from refimpl.converter.lower import OpGraph, leaving_tensors, op_graph
 from refimpl.converter.native import NativeGraph
 from refimpl.converter.partition import partition
 from refimpl.converter.precision.stage import PrecisionStage
+from refimpl.converter.prover import Prover
 from refimpl.converter.refusals import refuse_statically, spread_over_groups
 from refimpl.converter.samples import Sample
 from refimpl.converter.source import Source
@@ -255,6 +256,7 @@ def settle(plan: Plan, works: Works) -> tuple[Plan, tuple[Island, ...]]:
     lowered: dict[tuple[str, ...], Lowered] = {}
     made: dict[tuple[str, ...], Island] = {}
     graph, refused, tell = plan.graph, dict(plan.refused), works.tell
+    prover = Prover(graph, works.recipe, tell)
     while True:
         maker = _maker(plan, works)
         new: dict[str, str] = {}
@@ -268,7 +270,7 @@ def settle(plan: Plan, works: Works) -> tuple[Plan, tuple[Island, ...]]:
                 zip(waiting, works.precision.forms(waiting, maker.quantized), strict=True)
             ):
                 tell(f"island {number + 1} of {len(waiting)}: building ({len(island.ops)} ops)")
-                new.update(_kept(made, island.ops, maker.build(island, forms)))
+                new.update(_kept(made, island.ops, prover.make(maker, island, forms)))
         if not new:
             return plan, tuple(made[ops] for ops in plan.islands)
         refused.update(spread_over_groups(graph, new))

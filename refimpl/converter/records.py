@@ -13,7 +13,15 @@ from refimpl.engines import onnxruntime
 from refimpl.specs import TensorSpec
 
 _LOOSEST_FIRST = ("int8", "bf16", "fp16", "quantized", "tf32", "half", "fp32")
-MODES = {"int8": "INT8", "bf16": "BF16", "fp16": "FP16", "half": "FP16", "quantized": "FP32", "fp32": "FP32"}
+MODES = {
+    "int8": "INT8",
+    "bf16": "BF16",
+    "fp16": "FP16",
+    "half": "FP16",
+    "quantized": "FP32",
+    "tf32": "FP32",
+    "fp32": "FP32",
+}
 
 
 def loosest(found: Iterable[str]) -> str:
@@ -43,10 +51,18 @@ def record_of(plan: Plan, named: Mapping[str, Island]) -> tuple[SignatureRecord,
             if data.exists():
                 files[stored + bundle.WEIGHTS_SUFFIX] = data
                 onnxruntime.move_weights(item.file, Path(stored).name + bundle.WEIGHTS_SUFFIX)
+            kernels = item.file.with_name(item.file.name + bundle.KERNELS_SUFFIX)
+            if kernels.exists():
+                files[stored + bundle.KERNELS_SUFFIX] = kernels
             profiles = tuple({"min": p.min, "opt": p.opt, "max": p.max, "values": p.values} for p in item.profiles)
             built.append(
                 EngineRecord(
-                    kind=item.kind, file=stored, version=item.version, precision=item.precision, profiles=profiles
+                    kind=item.kind,
+                    file=stored,
+                    version=item.version,
+                    precision=item.precision,
+                    profiles=profiles,
+                    targets=item.targets,
                 )
             )
         shipped, finding = island.shipped, island.shipped.finding

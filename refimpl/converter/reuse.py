@@ -13,15 +13,16 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
-from refimpl import bundle, engine_cache, env, runtime
-from refimpl.bundle import IslandRecord, SignatureRecord
+from refimpl import bundle, engine_cache, engines, env, runtime
+from refimpl.artifacts import Array
+from refimpl.bundle import EngineRecord, IslandRecord, SignatureRecord
 from refimpl.cache import Cache, Key, file_digest
 from refimpl.calibration import CalibrationTable
 from refimpl.converter.judge import pick_judge
@@ -32,6 +33,7 @@ from refimpl.engines import onnxruntime, tensorrt
 from refimpl.errors import RefimplError, RunError, first_line
 from refimpl.numerics import disagreement
 from refimpl.recipe import Recipe
+from refimpl.runtime.building import covers, profile_of
 from refimpl.tolerance import tolerance_for
 
 KIND = "signature"
@@ -169,8 +171,13 @@ def common_parts(source: Source, recipe: Recipe, samples: WatchedSamples | None,
         "refimpl": env.code_digest(),
         "environment": env.fingerprint(),
         "libraries": [tf.__version__, onnxruntime.version(), tensorrt.version(), pick_judge().name],
-        **(engine_cache.machine() if tensorrt.NAME in recipe.engines else {}),
+        **(_machine() if tensorrt.NAME in recipe.engines else {}),
     }
+
+
+def _machine() -> dict[str, Any]:
+    """Of the machine, and whether engines could be proven on it: those that could not are no good where they can."""
+    return {**engine_cache.machine(), "executes": not tensorrt.why_not_here()}
 
 
 def _read(folder: Path, key: Key, created: str) -> Finished:
@@ -180,9 +187,9 @@ def _read(folder: Path, key: Key, created: str) -> Finished:
     places = [place for island in record.islands for place in _places(island)]
     files = {place: folder / Path(place).name for place in places}
     for place in places:
-        weights = f"{place}{bundle.WEIGHTS_SUFFIX}"
-        if (folder / Path(weights).name).is_file():
-            files[weights] = folder / Path(weights).name
+        for suffix in (bundle.WEIGHTS_SUFFIX, bundle.KERNELS_SUFFIX):
+            if (folder / (Path(place).name + suffix)).is_file():
+                files[place + suffix] = folder / (Path(place).name + suffix)
     if missing := [place for place, file in files.items() if not file.is_file()]:
         raise ValueError(f"{missing[0]} is missing")
     origin = (
@@ -208,16 +215,27 @@ def _disproven(island: IslandRecord, files: Mapping[str, Path], native: NativeGr
     inputs, kept = runtime.read_probe(files[island.probe])
     feeds = {spec.name: value for spec, value in zip(island.inputs, inputs, strict=True)}
     truth = native.run(feeds, [spec.name for spec in island.outputs])
-    stored = next(engine.file for engine in island.engines if engine.kind == onnxruntime.NAME)
-    try:
-        got = onnxruntime.open(files[stored]).run(inputs)
-    except RunError as error:
-        return error.message
-    for spec, want, old, new in zip(island.outputs, truth, kept, got, strict=True):
-        tolerance = tolerance_for(island.precision, spec.dtype)
-        if why := disagreement(want, old, tolerance) or disagreement(want, new, tolerance):
-            return f"{spec.name}: {why}"
+    answers = [(island.precision, kept)]
+    for engine in island.engines:
+        if engine.file and _can_be_asked(engine, inputs):
+            try:
+                answers.append((engine.precision, engines.kind(engine.kind).open(files[engine.file]).run(inputs)))
+            except RunError as error:
+                return f"{engine.kind}: {error.message}"
+    for precision, got in answers:
+        for spec, want, value in zip(island.outputs, truth, got, strict=True):
+            if why := disagreement(want, value, tolerance_for(precision, spec.dtype)):
+                return f"{spec.name}: {why}"
     return ""
+
+
+def _can_be_asked(engine: EngineRecord, inputs: Sequence[Array]) -> bool:
+    """Whether an engine executes on this machine, and takes the probe's shapes."""
+    if engine.kind != tensorrt.NAME:
+        return True
+    if tensorrt.why_not_here() or tensorrt.refusal(engine.version, tensorrt.version(), engine.targets):
+        return False
+    return not engine.profiles or any(covers(profile_of(item), inputs) for item in engine.profiles)
 
 
 def _precisions(finished: Finished) -> str:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import sys
-import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from refimpl import npz
 from refimpl.artifacts import Array
 from refimpl.errors import RecipeError, RefimplError
 from refimpl.specs import Signature, TensorSpec
+from refimpl.user_code import user_function
 
 # Sizes tried for unknown dimensions. The first is the batch, which is never 1 only: broadcasting would hide mistakes.
 _BATCHES = (2, 1, 3)
@@ -251,6 +250,8 @@ def read_samples(where: Given) -> Iterable[tuple[str, Mapping[str, Any]]]:
 def _read(where: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
     path = Path(where)
     if path.is_dir():
+        if what := npz.no_archives(path):
+            raise RecipeError(f"{where} holds {what}", hint="write one .npz a sample: numpy.savez(FILE, NAME=array)")
         for file in sorted(path.glob("*.npz")):
             yield file.name, read_npz(file)
     elif path.suffix == ".npz":
@@ -269,16 +270,6 @@ def _generated(where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     except Exception as error:  # the user's code, which fails in its own ways
         raise _fails(where, error) from error
     yield from _yielded(where, make)
-
-
-def user_function(where: str) -> Callable[..., Any]:
-    """The function that ``package.module:function`` names, looked for in the current directory too."""
-    module, _, function = where.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    return found
 
 
 def _yielded(name: str, make: Callable[[], Iterable[Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -307,11 +298,12 @@ def read_npz(file: Path) -> dict[str, Array]:
         RecipeError: it is missing, damaged, empty, or something else.
     """
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
-            return {name: np.asarray(data[name]) for name in data.files}
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        with file.open("rb") as stream:
+            return npz.read(stream)
+    except (OSError, ValueError) as error:
+        what = error.strerror if isinstance(error, OSError) else error
         raise RecipeError(
-            f"{file} cannot be read as .npz: {error}", hint="write it with numpy.savez, one array per input"
+            f"{file} cannot be read as .npz: {what}", hint="write it with numpy.savez, one array per input"
         ) from None
 
 

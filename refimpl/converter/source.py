@@ -220,7 +220,6 @@ def _pick_meta_graph(proto: Any, tags: Sequence[str], path: Path) -> Any:
 
 
 def _session_config() -> Any:
-    config = tf.compat.v1.ConfigProto(device_count={"GPU": 0})
-    # Every cut that is fed or fetched anew makes an executor. Pruned first, that costs what is run, not what is loaded.
-    config.graph_options.place_pruned_graph = True
-    return config
+    # Not with place_pruned_graph, though that costs less: Grappler then fuses nothing, and a fused kernel makes other
+    # things of a NaN than those it stands for. What islands are held against must be what the model does when served.
+    return tf.compat.v1.ConfigProto(device_count={"GPU": 0})

@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -42,6 +42,7 @@ class BuildOptions:
     tf32: bool
     workspace_bytes: int
     timings: Path | None = None
+    targets: tuple[str, ...] = ()  # compute capabilities to build for, such as "sm86"; empty leaves it to the library
 
 
 class OpenEngine(Protocol):
@@ -52,6 +53,18 @@ class OpenEngine(Protocol):
 
         Raises:
             RunError: the engine cannot run these inputs.
+        """
+
+
+@runtime_checkable
+class DeviceEngine(OpenEngine, Protocol):
+    """An open engine that also runs on tensors where they are, on the GPU."""
+
+    def run_device(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """Run once. Inputs and outputs have ``__dlpack__`` and ``__dlpack_device__`` and are in the island's order.
+
+        Raises:
+            RunError: the engine cannot run these inputs there.
         """
 
 

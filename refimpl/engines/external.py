@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def store(model: Any, weights: Mapping[str, Array], target: Path) -> None:
     kept = [item for item in graph.input if item.name not in weights]
     used = {name for name in _read(graph) if name in weights}
     turned = _only_transposed(graph, used)
-    nodes = [node for node in graph.node if node.output[0] not in {name for name, _ in turned.values()}]
+    gone = {name for name, _ in turned.values()}
+    nodes = [node for node in graph.node if node.output[0] not in gone]
     with target.with_name(f"{target.name}.data").open("wb") as file:
         for source in (name for name in weights if name in used):
             name, axes = turned.get(source, (source, None))
@@ -98,11 +100,11 @@ def _read(graph: Any) -> list[str]:
 
 def _only_transposed(graph: Any, weights: set[str]) -> dict[str, tuple[str, list[int]]]:
     """Weight -> the name of its transpose and the axes, where nothing else reads the weight."""
-    reads = _read(graph)
+    reads = Counter(_read(graph))
     returned = {item.name for item in graph.output}
     found = {}
     for node in graph.node:
-        if node.op_type == "Transpose" and node.input[0] in weights and reads.count(node.input[0]) == 1:
+        if node.op_type == "Transpose" and node.input[0] in weights and reads[node.input[0]] == 1:
             axes = [list(item.ints) for item in node.attribute if item.name == "perm"]
             if axes and node.output[0] not in returned:
                 found[node.input[0]] = (node.output[0], axes[0])

@@ -43,7 +43,9 @@ class NumpyEngine:
 
         try:
             model = onnx.load(path)
-            self._evaluator = onnx.reference.ReferenceEvaluator(rounding.spelled_out(model))
+            self._evaluator = onnx.reference.ReferenceEvaluator(
+                rounding.spelled_out(model, tf32=rounding.TF32 in path.name)
+            )
         except Exception as error:  # the evaluator raises what the failing op raises
             raise RunError(f"the ONNX reference cannot load {path.name}: {error}") from error
 

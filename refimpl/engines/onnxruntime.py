@@ -48,13 +48,27 @@ def build(model: Path, target: Path, profiles: Sequence[Profile], options: Build
 
 
 def open(path: Path, threads: int = 0) -> OrtEngine:  # noqa: A001  (the Protocol's name)
-    spell_out = path.name.endswith(HALF_SUFFIX)
+    spell_out = path.name.endswith(HALF_SUFFIX) or rounding.TF32 in path.name
     return OrtEngine(path, optimize=PLAIN not in path.name, spell_out=spell_out, threads=threads)
 
 
 def suffix(precision: str) -> str:
     """The end of the name of an island's file that computes in this precision (a row of the tolerance table)."""
     return HALF_SUFFIX if precision == "half" else SUFFIX
+
+
+def open_model(model: Any, beside: Path, *, optimize: bool = True) -> OrtEngine:
+    """Load a ModelProto that was made of a stored island, and run it as that one is run.
+
+    Args:
+        model: its half-precision ops spelled out already.
+        beside: the stored file; weights that are not in the model lie beside it.
+        optimize: False turns off all graph optimizations; they are off anyway when the file's name says so.
+
+    Raises:
+        RunError: ONNX Runtime cannot load it.
+    """
+    return OrtEngine(beside, optimize=optimize and PLAIN not in beside.name, spell_out=False, model=model)
 
 
 class OrtEngine:
@@ -65,7 +79,7 @@ class OrtEngine:
     (``tools/bench/running.py``).
     """
 
-    def __init__(self, path: Path, *, optimize: bool, spell_out: bool, threads: int = 0) -> None:
+    def __init__(self, path: Path, *, optimize: bool, spell_out: bool, threads: int = 0, model: Any = None) -> None:
         options = session_options()
         options.intra_op_num_threads = threads
         for key, value in _SPINNING.items():
@@ -75,13 +89,15 @@ class OrtEngine:
         # QuantizeLinear and DequantizeLinear as they stand: fused kernels saturate pairs of products on some CPUs.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
-            model: Any = str(path)
             if spell_out:
+                model = onnx.load(path, load_external_data=False)
+                model = rounding.spelled_out(model, tf32=rounding.TF32 in path.name)
+            if model is not None:
                 options.add_session_config_entry(
                     "session.model_external_initializers_file_folder_path", str(path.parent)
                 )
-                model = rounding.spelled_out(onnx.load(path, load_external_data=False)).SerializeToString()
-            self._session = ort.InferenceSession(model, options, providers=list(_PROVIDERS))
+            source = str(path) if model is None else model.SerializeToString()
+            self._session = ort.InferenceSession(source, options, providers=list(_PROVIDERS))
         except Exception as error:  # its exceptions share no base class with a public name
             raise RunError(f"ONNX Runtime cannot load {path.name}: {first_line(error)}") from error
         self._inputs = [item.name for item in self._session.get_inputs()]
@@ -137,10 +153,12 @@ def optimize(model: Any, weights: Mapping[str, Array], target: Path) -> None:
 
 
 def outside(weights: Mapping[str, Array]) -> dict[str, Array]:
-    """The weights that are too large to lie in an ONNX file; none, or all that are not small."""
-    if sum(value.nbytes for value in weights.values()) <= EXTERNAL_BYTES:
+    """The weights that are too large to lie in an ONNX file: none; all that are not small; or all, of a great many."""
+    large = {name: value for name, value in weights.items() if value.nbytes > external.SMALL}
+    total = sum(value.nbytes for value in weights.values())
+    if total <= EXTERNAL_BYTES:
         return {}
-    return {name: value for name, value in weights.items() if value.nbytes > external.SMALL}
+    return large if total - sum(value.nbytes for value in large.values()) <= EXTERNAL_BYTES else dict(weights)
 
 
 def _factors(model: Any, weights: Mapping[str, Array]) -> dict[str, Array]:
@@ -174,7 +192,11 @@ def save_plain(model: Any, weights: Mapping[str, Array], target: Path) -> None:
 
 
 def save(model: Any, target: Path) -> None:
-    """Write a ModelProto with all its weights in it; above ``EXTERNAL_BYTES`` they go to a ``.data`` file beside it."""
+    """Write a ModelProto with all its weights in it; above ``EXTERNAL_BYTES`` they go to a ``.data`` file beside it.
+
+    A ``.data`` file that lies there already belongs to the model that is overwritten: it goes.
+    """
+    target.with_name(f"{target.name}.data").unlink(missing_ok=True)
     if model.ByteSize() <= EXTERNAL_BYTES:
         onnx.save(model, target)
         return

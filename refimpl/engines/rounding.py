@@ -6,7 +6,9 @@ measured there is too small. Here every op of a half-precision graph is spelled 
 widened to float32 (exact), the op in float32, the result rounded to half (to nearest, ties to even; beyond the
 largest finite number to infinity). Casts that stand in a model are kept by ONNX Runtime.
 
-What remains is what a GPU may do otherwise inside one op: the order and the width of its sums.
+Inside one op a GPU rounds too: it sums products of float16 numbers in float16, and where TF32 is allowed, it drops bits
+of the operands of float32 ones. That is written out as well (:mod:`refimpl.engines.sums`), so that the answer is as far
+from TensorFlow as a GPU's.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
+from refimpl.engines import sums
+
+TF32 = ".tf32."  # in the name of an island whose float32 products may be rounded to TF32
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 # Values only move or change their type: nothing is rounded, and ONNX Runtime has these for every dtype.
 _MOVES = frozenset(
@@ -55,30 +60,43 @@ def tensor_types(model: Any) -> dict[str, int]:
     return {name: kind for name, kind in found.items() if kind}
 
 
-def spelled_out(model: Any) -> Any:
+def spelled_out(model: Any, *, tf32: bool = False) -> Any:
     """A model that computes the same in float32 ops, each result rounded to half as ``model`` says.
 
     Args:
         model: a ModelProto; bodies of If and Loop are left as they are.
+        tf32: round the operands of float32 products, too.
 
     Returns:
-        A new ModelProto of the same inputs and outputs, or ``model`` itself when nothing in it is of half precision.
+        A new ModelProto of the same inputs and outputs, or ``model`` itself when nothing in it is rounded.
     """
     types = tensor_types(model)
-    if not any(kind in HALVES for kind in types.values()):
+    if not tf32 and not any(kind in HALVES for kind in types.values()):
         return model
+    dims = {item.name: tuple(item.dims) for item in model.graph.initializer}
     nodes: list[Any] = []
+    constants: list[Any] = []
     widened: dict[str, str] = {}
-    for node in model.graph.node:
-        names = [*node.input, *node.output]
-        if node.op_type in _MOVES or _has_body(node) or not any(types.get(name) in HALVES for name in names):
+    for index, node in enumerate(model.graph.node):
+        if node.op_type in _MOVES or _has_body(node):
             nodes.append(node)
-        else:
-            nodes += _spell(node, types, widened)
+            continue
+        spelled = [node]
+        if any(types.get(name) in HALVES for name in [*node.input, *node.output]):
+            spelled = _spell(node, types, widened)
+        kind = types.get(node.output[0])
+        if node.op_type in sums.PRODUCTS and (kind == TensorProto.FLOAT16 or (kind == TensorProto.FLOAT and tf32)):
+            rounds = sums.narrow if kind == TensorProto.FLOAT16 else sums.with_tf32
+            place = next(at for at, item in enumerate(spelled) if item.op_type == node.op_type)
+            if made := rounds(spelled[place], dims.get(node.input[1]), f"{node.name}/{index}"):
+                spelled[place : place + 1] = made.nodes
+                constants += made.constants
+        nodes += spelled
     result = onnx.ModelProto()
     result.CopyFrom(model)
     result.graph.ClearField("node")
     result.graph.node.extend(nodes)
+    result.graph.initializer.extend(constants)
     result.graph.ClearField("value_info")
     return result
 

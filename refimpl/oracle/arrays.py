@@ -6,11 +6,8 @@ An array of strings is ``object[...]`` of :class:`bytes`, as TensorFlow itself r
 from __future__ import annotations
 
 import hashlib
-import struct
-import zipfile
-import zlib
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -144,23 +141,6 @@ def _join(blob: Array, lengths: Array) -> Array:
     for i, (length, end) in enumerate(zip(lengths, ends, strict=True)):
         array[i] = data[end - length : end]
     return array
-
-
-def read_npz(source: IO[bytes]) -> dict[str, Array]:
-    """Every array of an npz archive, without pickle.
-
-    Raises:
-        ValueError: it is not an npz archive, it is damaged, or it holds Python objects.
-    """
-    try:
-        with zipfile.ZipFile(source) as archive:
-            if archive.testzip() is not None:
-                raise ValueError("a member is damaged")
-        source.seek(0)
-        with np.load(source, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-    except (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, KeyError, RuntimeError) as error:
-        raise ValueError(f"not a readable npz archive: {error}") from error
 
 
 def _native(dtype: np.dtype[Any]) -> bool:

@@ -3,9 +3,10 @@
 Generated cases know nothing about the model but its signature, so every guess they make is a ladder: TensorFlow is
 asked with the first rung, and with the next one when it refuses; ``record`` drops a case that it refuses every time.
 
-* batch: an unknown first dimension is the batch: 1, 3 in ``normal-b3``, 0 in ``empty-batch``;
+* batch: an unknown first dimension is the batch: 1, 3 in ``normal-b3``, 7 in ``normal-b7``, 0 in ``empty-batch``;
 * other unknown dimensions share one size, since models often want them equal: 32, then 96, then 224
-  (64, 128, 256 in ``normal-b3``, so that nothing can be specialised to one size unnoticed);
+  (64, 128, 256 in ``normal-b3``, so that nothing can be specialised to one size unnoticed; 37, 101, 227 in
+  ``normal-b7``, which no stride or pooling divides);
 * unknown rank: ``[batch, 8]``, then ``[batch, 32, 32, 3]``, then ``[batch]``;
 * integers: -100 to 100 (0 to 255 for unsigned), then 0 to 99 (token ids, indices), then 0 or 1;
 * strings: short words, then numerals. Images and serialised messages cannot be guessed: give your own cases.
@@ -18,6 +19,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -27,9 +29,10 @@ from refimpl.specs import Shape, Signature, TensorSpec, format_shape
 
 
 class CaseKind(enum.Enum):
-    """What a case is for; it decides what counts as "nothing compared"."""
+    """What a case is for: what a verdict may expect of it, and what counts as "nothing compared"."""
 
-    ORDINARY = "ordinary"
+    ORDINARY = "ordinary"  # values such as a model meets
+    STRESS = "stress"  # magnitudes that a model may never meet, and that nobody calibrates for
     EMPTY_BATCH = "empty-batch"  # outputs may well be empty
     NONFINITE = "nonfinite"  # outputs may well be NaN everywhere
     USER = "user"
@@ -45,6 +48,8 @@ class Case:
     inputs: Mapping[str, Array]
     note: str = ""  # the guesses that were made
     seed: int | None = None
+    labels: Mapping[str, Array] = field(default_factory=dict)  # the user's, of the same batch; never fed
+    stranger: bool = False  # whether these are magnitudes that the model may never meet
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ INTEGER_RUNGS = ("mixed", "0..99", "0..1")
 STRING_RUNGS = ("words", "numerals")
 SIZES = (32, 96, 224)
 OTHER_SIZES = (64, 128, 256)
+ODD_SIZES = (37, 101, 227)  # primes
 UNKNOWN_RANK_TAILS = ((8,), (32, 32, 3), ())
 WORDS = (b"cat", b"a dog", b"Stra\xc3\x9fe", b"", b"x", b"The quick brown fox")
 NUMERALS = (b"0", b"1", b"-2", b"3.5", b"42")
@@ -67,6 +73,7 @@ NUMERALS = (b"0", b"1", b"-2", b"3.5", b"42")
 _FLOATS = ("float", "bfloat", "complex")
 _INTEGERS = ("int", "uint")
 _NARROW = ("int8", "uint8", "int16", "uint16")
+_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,7 @@ class CasePlan:
     batch: int = 1
     sizes: tuple[int, ...] = SIZES
     seed: int = 0
-    notes: tuple[str, ...] = field(default=())
+    stranger: bool = False
 
     def attempts(self) -> Iterator[Case]:
         """The case at every rung, the likeliest first."""
@@ -94,7 +101,7 @@ class CasePlan:
             notes = [f"integers {number}"] * (len(integers) > 1) + [f"strings {text}"] * (len(strings) > 1)
             notes += [f"unknown sizes {self.sizes[size]}"] * (len(sizes) > 1)
             inputs = {spec.name: self._input(spec, guess) for spec in specs}
-            yield Case(self.signature.key, self.name, self.kind, inputs, ", ".join(notes), self.seed)
+            yield Case(self.signature.key, self.name, self.kind, inputs, ", ".join(notes), self.seed, {}, self.stranger)
 
     def _input(self, spec: TensorSpec, guess: Guess) -> Array:
         rng = np.random.default_rng([self.seed, _stable_hash(spec.name)])
@@ -102,8 +109,11 @@ class CasePlan:
         return _fill(self.fill, spec, shape, guess, rng)
 
 
-def plan_cases(signature: Signature, model_sha256: str, seed: int) -> tuple[CasePlan, ...]:
-    """The generated cases of a signature, each with a seed that depends on the model, the case and ``seed`` only.
+def plan_cases(signature: Signature, seed: int) -> tuple[CasePlan, ...]:
+    """The generated cases of a signature, each with a seed that depends on its name, the case's and ``seed`` only.
+
+    Not on the model: the same signature is asked the same questions when its weights are trained further, or when the
+    same model is exported again (which changes bytes of a SavedModel without changing the model).
 
     Raises:
         GoldenError: an input has a dtype for which no values can be made.
@@ -118,7 +128,7 @@ def plan_cases(signature: Signature, model_sha256: str, seed: int) -> tuple[Case
             )
 
     def plan(name: str, fill: str, **more: object) -> CasePlan:
-        own = _stable_hash(f"{model_sha256}/{signature.key}/{name}/{seed}")
+        own = _stable_hash(f"{signature.key}/{name}/{seed}")
         return replace(CasePlan(signature, name, fill, seed=own), **more)  # type: ignore[arg-type]
 
     if not specs:
@@ -126,14 +136,19 @@ def plan_cases(signature: Signature, model_sha256: str, seed: int) -> tuple[Case
     plans = []
     if any(spec.shape is None or None in spec.shape for spec in specs):
         plans += [plan("normal-b1", "normal"), plan("normal-b3", "normal", batch=3, sizes=OTHER_SIZES)]
+        plans += [plan("normal-b7", "normal", batch=7, sizes=ODD_SIZES)]
     else:
         plans += [plan("normal", "normal")]
+    floats = _has(specs, _FLOATS)
+    plans += [plan("unit", "unit")] * floats
+    # Only a model that scales its images itself is at home with pixels.
+    plans += [plan("pixels", "pixels", stranger=True)] * any(_is_image(spec) for spec in specs)
     plans += [plan("zeros", "zeros"), plan("ones", "ones")]
-    if _has(specs, _FLOATS):
-        plans += [plan("large", "large"), plan("small", "small")]
+    if floats:
+        plans += [plan(name, name, kind=CaseKind.STRESS, stranger=True) for name in ("large", "small", "denormals")]
         plans += [plan("nonfinite", "nonfinite", kind=CaseKind.NONFINITE)]
     if _has(specs, _NARROW):
-        plans += [plan("extremes", "extremes")]
+        plans += [plan("extremes", "extremes", kind=CaseKind.STRESS, stranger=True)]
     if any(spec.shape is None or spec.shape[:1] == (None,) for spec in specs):
         plans += [plan("empty-batch", "normal", kind=CaseKind.EMPTY_BATCH, batch=0)]
     return tuple(plans)
@@ -178,7 +193,8 @@ def _fill(how: str, spec: TensorSpec, shape: tuple[int, ...], guess: Guess, rng:
     if spec.dtype == "bool":
         return rng.random(shape) < 0.5
     if spec.dtype.startswith(_FLOATS):
-        return _fill_floats(how, spec.dtype, shape, rng).astype(dtype)
+        how = "normal" if how == "pixels" and not _is_image(spec) else how
+        return _fill_floats(how, spec, shape, rng).astype(dtype)
     limits = np.iinfo(dtype)
     if how == "extremes" and spec.dtype in _NARROW:
         # Only narrow types: a 32-bit extreme used as a size would make TensorFlow ask for all the memory there is.
@@ -187,11 +203,14 @@ def _fill(how: str, spec: TensorSpec, shape: tuple[int, ...], guess: Guess, rng:
     return rng.integers(low, min(high, int(limits.max)), shape, endpoint=True).astype(dtype)
 
 
-def _fill_floats(how: str, dtype: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Standard normal, scaled so that even float16 holds it; 5 % each of NaN, +Inf, -Inf in ``nonfinite``."""
-    values: Array = rng.standard_normal(shape) * {"large": 1e3, "small": 1e-3}.get(how, 1.0)
-    if dtype.startswith("complex"):
-        values = values + 1j * rng.standard_normal(shape)
+def _fill_floats(how: str, spec: TensorSpec, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """Standard normal, scaled so that even float16 holds it; 5 % each of NaN, +Inf, -Inf in ``nonfinite``.
+
+    ``denormals`` are spread over the subnormal numbers of the dtype, both signs; no value rounds up to a normal one.
+    """
+    values = _draw(how, spec, shape, rng)
+    if spec.dtype.startswith("complex"):
+        values = values + 1j * _draw(how, spec, shape, rng)
     if how == "nonfinite":
         flat = values.reshape(-1).copy()
         share = -(-flat.size // 20)
@@ -199,6 +218,29 @@ def _fill_floats(how: str, dtype: str, shape: tuple[int, ...], rng: np.random.Ge
         flat[places] = np.resize([np.nan, np.inf, -np.inf], places.size)
         values = flat.reshape(shape)
     return values
+
+
+def _draw(how: str, spec: TensorSpec, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    if how == "unit":
+        return rng.random(shape)
+    if how == "pixels":
+        return rng.integers(0, 255, shape, endpoint=True)
+    if how == "denormals":
+        signs = rng.choice([-1.0, 1.0], shape)
+        return np.asarray(rng.uniform(0.1, 0.9, shape) * signs * smallest_normal(spec.numpy_dtype()))
+    return np.asarray(rng.standard_normal(shape) * {"large": 1e3, "small": 1e-3}.get(how, 1.0))
+
+
+def smallest_normal(dtype: np.dtype[Any]) -> float:
+    """The smallest normal number of a float or complex dtype; what is nearer to zero is subnormal."""
+    # bfloat16 has float32's exponents, and NumPy knows no limits of it.
+    return float(np.finfo(np.float32 if dtype.name == "bfloat16" else dtype).smallest_normal)
+
+
+def _is_image(spec: TensorSpec) -> bool:
+    """A batch of float images, channels last; whole numbers are drawn as pixels anyway."""
+    shape = spec.shape or ()
+    return spec.dtype.startswith(("float", "bfloat")) and len(shape) == 4 and shape[-1] in _CHANNELS
 
 
 def _fill_strings(how: str, shape: tuple[int, ...], guess: Guess, rng: np.random.Generator) -> Array:

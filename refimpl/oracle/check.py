@@ -3,34 +3,62 @@
 from __future__ import annotations
 
 import os
-import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from refimpl.errors import GoldenError, InternalError, RecipeError, RefimplError
+from refimpl.errors import GoldenError, RecipeError
+from refimpl.oracle import calibrated, latency, task_metric
+from refimpl.oracle.arrays import Array
 from refimpl.oracle.cases import CaseKind
-from refimpl.oracle.compare import Comparison, compare
-from refimpl.oracle.golden import Golden, GoldenCase, read_golden
+from refimpl.oracle.golden import Golden, read_golden
+from refimpl.oracle.judging import Judge
+from refimpl.oracle.latency import Latency
 from refimpl.oracle.runners import Bundle, open_bundle
-from refimpl.oracle.verdict import NATIVE, CaseResult, IslandNote, Outcome, Verdict
-from refimpl.specs import Signature
-from refimpl.tolerance import Tolerance, tolerance_for
+from refimpl.oracle.verdict import MATCHES, CaseResult, Outcome, Verdict
 
 Progress = Callable[[str], None]
 OpenBundle = Callable[["str | os.PathLike[str]", "Sequence[str] | None"], Bundle]
+_NATURAL = (CaseKind.USER, CaseKind.ORDINARY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckOptions:
+    """How strict a check is, and what it measures besides.
+
+    Attributes:
+        engines: the engines that may run; those that the bundle prefers when None.
+        precision: the row of the tolerance table; what the islands that ran compute in when empty.
+        allow_fallback: an island that unexpectedly ran in TensorFlow is no failure.
+        allow_unaccelerated: that no engine ran at all, or that a signature could not be converted, is no failure.
+        calibrated_only: leave out cases whose inputs an int8 bundle was not calibrated for.
+        repeat: calls to measure the latency with, for one case of each signature; 0 measures none.
+        time_limit: seconds after which no further case of a verdict is begun; what is left is not run.
+        excuse_unfinished: what the time limit left is no failure.
+        metric: of labelled cases: see :func:`refimpl.metrics.per_example`.
+        max_drop: what the metric may lose; None only reports it.
+    """
+
+    engines: tuple[str, ...] | None = None
+    precision: str = ""
+    allow_fallback: bool = False
+    allow_unaccelerated: bool = False
+    calibrated_only: bool = False
+    repeat: int = 0
+    time_limit: float | None = None
+    excuse_unfinished: bool = False
+    metric: str = "top1"
+    max_drop: float | None = None
+
+
+STRICT = CheckOptions()
 
 
 def check(
     bundle: str | os.PathLike[str],
     golden: str | os.PathLike[str],
+    options: CheckOptions = STRICT,
     *,
-    engines: Sequence[str] | None = None,
-    precision: str | None = None,
-    allow_fallback: bool = False,
-    allow_unaccelerated: bool = False,
     progress: Progress | None = None,
     open_with: OpenBundle = open_bundle,
 ) -> Verdict:
@@ -39,112 +67,127 @@ def check(
     Args:
         bundle: the bundle directory.
         golden: the golden directory.
-        engines: the engines that may run; those that the bundle prefers when not given.
-        precision: the row of the tolerance table; what the bundle says it computes in when not given.
-        allow_fallback: an island that unexpectedly ran in TensorFlow is no failure.
-        allow_unaccelerated: that no engine ran at all is no failure.
+        options: how strict to be.
         progress: called with one line per case.
         open_with: loads the bundle.
 
     Raises:
         GoldenError: the record is missing, damaged, empty, or belongs to another SavedModel.
         BundleError: the bundle is missing, damaged, or of a newer format.
-        RecipeError: no tolerance is known for the precision.
+        RecipeError: no tolerance is known for the precision; a metric was asked for and cannot be taken.
     """
     record = read_golden(golden)
-    loaded = open_with(bundle, engines)
-    _require_same_source(record, loaded.manifest)
-    judged_as = precision or str(loaded.manifest.precision)
-    say = progress or (lambda _: None)
-    results = []
-    for case in record.cases:
-        result = _judge(case, record.signatures[case.signature], loaded, judged_as, engines)
-        say(f"{case.signature}/{case.name}: {result.outcome.value}")
-        results.append(result)
+    return check_record(Path(bundle), record, options, progress=progress, open_with=open_with)
+
+
+def check_record(
+    bundle: Path,
+    record: Golden,
+    options: CheckOptions,
+    *,
+    reference: bool = False,
+    progress: Progress | None = None,
+    open_with: OpenBundle = open_bundle,
+) -> Verdict:
+    """As :func:`check`, with a record that was read already.
+
+    Args:
+        bundle: the bundle directory.
+        record: what to judge by.
+        options: how strict to be.
+        reference: judge TensorFlow itself, every island native.
+        progress: called with one line per case.
+        open_with: loads the bundle.
+    """
+    _require_labels(record, options)
+    loaded = open_with(bundle, options.engines)
+    require_same_source(record, loaded.manifest.source_sha256)
+    judge = Judge(
+        bundle=loaded,
+        engines=options.engines,
+        reference=reference,
+        precision=options.precision,
+        tables=calibrated.tables_of(bundle),
+        calibrated_only=options.calibrated_only,
+    )
+    judged = list(_judged(judge, record, options, progress or (lambda _: None)))
+    results = [result for result, _ in judged]
+    runs = [(case, outputs) for case, (result, outputs) in zip(record.cases, judged, strict=True) if not result.excused]
     return Verdict(
-        bundle=Path(bundle).name,
-        golden=Path(golden).name,
-        precision=judged_as,
-        engines_asked=None if engines is None else tuple(engines),
+        bundle=bundle.name,
+        golden=record.path.name,
+        precision=options.precision or str(loaded.manifest.precision),
+        engines_asked=options.engines,
         cases=tuple(results),
         notes=_verdict_notes(record, results, loaded),
-        allow_fallback=allow_fallback,
-        allow_unaccelerated=allow_unaccelerated,
+        allow_fallback=options.allow_fallback,
+        allow_unaccelerated=options.allow_unaccelerated,
+        reference=reference,
+        latencies=() if reference else _latencies(judge, record, results, options.repeat),
+        task=task_metric.measure(options.metric, [run for run in runs if run[0].labels], options.max_drop),
     )
 
 
-def _require_same_source(record: Golden, manifest: Any) -> None:
-    converted_from = getattr(manifest, "source_sha256", None)
-    if converted_from and converted_from != record.provenance.source_sha256:
+def require_same_source(record: Golden, source_sha256: str) -> None:
+    """Make sure that a bundle was made from the SavedModel that golden was recorded from.
+
+    Raises:
+        GoldenError: it was made from another one.
+    """
+    if source_sha256 and source_sha256 != record.provenance.source_sha256:
         raise GoldenError(
             f"golden was recorded from another SavedModel ({record.provenance.source_name}, "
-            f"{record.provenance.source_sha256[:12]}) than the bundle was made from ({converted_from[:12]})",
+            f"{record.provenance.source_sha256[:12]}) than the bundle was made from ({source_sha256[:12]})",
             hint="record the SavedModel again, or convert it again",
         )
 
 
-def _judge(
-    case: GoldenCase, signature: Signature, bundle: Bundle, precision: str, engines: Sequence[str] | None
-) -> CaseResult:
-    blank = CaseResult(signature=case.signature, case=case.name, kind=case.kind.value, outcome=Outcome.NOT_RUN)
-    fault = _signature_fault(signature, bundle)
-    if fault:
-        return replace(blank, reason=fault)
-    start = time.perf_counter()
-    try:
-        # Copies: a bundle that writes into its inputs must not reach the golden arrays.
-        ran = bundle.run({name: array.copy() for name, array in case.inputs.items()}, case.signature)
-    except InternalError:
-        raise
-    except RefimplError as error:
-        return replace(blank, outcome=Outcome.RUN_FAILED, reason=str(error))
-    except Exception as error:  # noqa: BLE001  whatever a bundle raises where TensorFlow had an answer is its failure
-        return replace(blank, outcome=Outcome.RUN_FAILED, reason=f"{type(error).__name__}: {error}")
-    seconds = time.perf_counter() - start
-    comparison = compare(case.outputs, ran.outputs, lambda dtype: _tolerance(precision, dtype), case.unstable)
-    # An island in a loop runs many times: what it did is told once.
-    islands = tuple(dict.fromkeys(IslandNote(run.island, run.engine, run.reason) for run in ran.islands))
-    outcome, reason = _decide(case.kind, comparison, islands, engines)
-    return replace(
-        blank,
-        outcome=outcome,
-        reason=reason,
-        comparison=comparison,
-        islands=islands,
-        notes=_notes(comparison, islands),
-        seconds=seconds,
-    )
+def _require_labels(record: Golden, options: CheckOptions) -> None:
+    if options.max_drop is not None and not any(case.labels for case in record.cases):
+        raise RecipeError(
+            f"--max-drop judges {options.metric} on labelled cases, and golden has none",
+            hint="record your data with labels: refimpl record SAVED_MODEL GOLDEN --cases DATA --label NAME",
+        )
 
 
-def _decide(
-    kind: CaseKind, comparison: Comparison, islands: Sequence[IslandNote], engines: Sequence[str] | None
-) -> tuple[Outcome, str]:
-    """Values first: a wrong answer is a mismatch whoever gave it."""
-    if not comparison.ok:
-        return Outcome.MISMATCH, comparison.reason
-    if not comparison.compared and kind is not CaseKind.EMPTY_BATCH:
-        return Outcome.MISMATCH, "nothing was compared: every output is empty or not repeatable"
-    surprises = [f"{island.island} ran in TensorFlow: {island.reason}" for island in islands if not island.expected]
-    if engines is not None:
-        others = [island for island in islands if island.engine not in (NATIVE, *engines)]
-        surprises += [f"{island.island} ran in {island.engine}, which was not asked for" for island in others]
-    if surprises:
-        return Outcome.FALLBACK_USED, "; ".join(surprises)
-    if not islands:
-        return Outcome.MATCH_NOTHING_ACCELERATED, "no island ran: TensorFlow computed it all"
-    return Outcome.MATCH, ""
+def _judged(
+    judge: Judge, record: Golden, options: CheckOptions, say: Progress
+) -> Iterator[tuple[CaseResult, dict[str, Array] | None]]:
+    spent = 0.0
+    for case in record.cases:
+        if options.time_limit is not None and spent >= options.time_limit:
+            result = CaseResult(
+                signature=case.signature,
+                case=case.name,
+                kind=case.kind.value,
+                outcome=Outcome.NOT_RUN,
+                reason=f"the time limit of {options.time_limit:g} s was used up by the cases before it",
+                excused=options.excuse_unfinished,
+            )
+            yield result, None
+        else:
+            result, outputs = judge.judge(case, record.signatures[case.signature])
+            spent += result.seconds
+            yield result, outputs
+        say(f"{case.signature}/{case.name}: {result.outcome.value}")
 
 
-def _notes(comparison: Comparison, islands: Sequence[IslandNote]) -> tuple[str, ...]:
-    silent = [tensor for tensor in comparison.tensors if tensor.ok and tensor.reason]
-    empty = [tensor for tensor in silent if 0 in tensor.shape]
-    notes = [f"{tensor.name}: {tensor.reason}" for tensor in silent if tensor not in empty]
-    if empty:
-        notes.append(f"{len(empty)} of {len(comparison.tensors)} outputs are empty: nothing to compare")
-    planned = Counter(island.reason for island in islands if island.engine == NATIVE and island.expected)
-    whole = len(islands)
-    notes += [f"{n} of {whole} islands ran in TensorFlow as documented: {why}" for why, n in planned.items()]
-    return tuple(notes)
+def _latencies(judge: Judge, record: Golden, results: Sequence[CaseResult], repeat: int) -> tuple[Latency, ...]:
+    """Of one case of each signature: of the natural ones that match in an engine, the one with the largest inputs."""
+    if not repeat:
+        return ()
+    found = []
+    for key in record.signatures:
+        able = [
+            case
+            for case, result in zip(record.cases, results, strict=True)
+            if case.signature == key and case.kind in _NATURAL and result.outcome in MATCHES and result.accelerated
+        ]
+        if able:
+            chosen = max(able, key=lambda case: sum(array.size for array in case.inputs.values()))
+            call, native = (lambda c=chosen, n=n: judge.call(c, native=n) for n in (False, True))
+            found.append(latency.measure(key, chosen.name, call, native, repeat))
+    return tuple(found)
 
 
 def _verdict_notes(record: Golden, results: Sequence[CaseResult], bundle: Bundle) -> tuple[str, ...]:
@@ -168,23 +211,3 @@ def _verdict_notes(record: Golden, results: Sequence[CaseResult], bundle: Bundle
         if compared and all(tensor.weak for tensor in compared):
             notes.append(f"signature {key!r}: an answer of zeros would pass every case; record it with better --cases")
     return tuple(notes)
-
-
-def _signature_fault(signature: Signature, bundle: Bundle) -> str:
-    """Why the bundle cannot be asked at all; shapes are left to the run."""
-    here = bundle.signatures.get(signature.key)
-    if here is None:
-        return f"the bundle has no signature {signature.key!r}, only {', '.join(bundle.signatures) or 'none'}"
-    for what, want, got in (("inputs", signature.inputs, here.inputs), ("outputs", signature.outputs, here.outputs)):
-        wanted, given = ({(spec.name, spec.dtype) for spec in specs} for specs in (want, got))
-        if wanted != given:
-            odd = ", ".join(sorted(f"{name}: {dtype}" for name, dtype in wanted ^ given))
-            return f"the {what} of the bundle's signature differ from golden's: {odd}"
-    return ""
-
-
-def _tolerance(precision: str, dtype: str) -> Tolerance:
-    try:
-        return tolerance_for(precision, dtype)
-    except KeyError:
-        raise RecipeError(f"no tolerance is known for {dtype} outputs of precision {precision!r}") from None

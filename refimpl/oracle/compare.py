@@ -14,10 +14,18 @@ from typing import Any
 import numpy as np
 
 from refimpl.errors import GoldenError
+from refimpl.oracle import statistics
 from refimpl.oracle.arrays import Array, dtype_name
+from refimpl.oracle.statistics import Places
 from refimpl.specs import format_shape
 from refimpl.tolerance import Tolerance
 
+NOT_JUDGED = {
+    "values": "TensorFlow's own values differ from run to run",
+    "shape": "TensorFlow's own shape differs from run to run",
+    "subnormals": "the answer hangs on what a machine makes of subnormal numbers",
+    "rounding": "the answer hangs on the last bit of the inputs",
+}
 Scalar = float | int | bool | str | None
 
 
@@ -38,9 +46,11 @@ class TensorDiff:
     over: int = 0  # elements beyond the tolerance, or at odds about NaN or infinity
     weak: bool = False  # an answer of zeros would have passed too
     tolerance: Tolerance | None = None
+    share: float | None = None  # the largest error as a share of what the tolerance allows there; above 1 it is over
     max_abs: float | None = None
     mean_abs: float | None = None
     max_rel: float | None = None  # over the elements whose golden value is not 0
+    mean_rel: float | None = None  # over the same
     rmse: float | None = None
     cosine: float | None = None
     psnr_db: float | None = None
@@ -48,6 +58,14 @@ class TensorDiff:
     worst_index: tuple[int, ...] | None = None
     want: Scalar = None  # at the worst index
     got: Scalar = None
+    top1: float | None = None  # share of rows along the last axis whose largest value is at the same place
+    top5: float | None = None  # the same of the set of the five largest
+    nan_want: Places | None = None
+    nan_got: Places | None = None
+    inf_want: Places | None = None
+    inf_got: Places | None = None
+    histogram: tuple[int, ...] = ()  # of the error: refimpl.oracle.statistics.HISTOGRAM_EDGES
+    second_opinion: str = ""  # Polygraphy's: refimpl.oracle.second_opinion
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +108,7 @@ def compare(
         want: golden outputs.
         got: outputs under judgement.
         tolerance_of: the tolerance for a dtype name.
-        unstable: outputs that TensorFlow itself does not repeat, with what changes: ``"values"`` or ``"shape"``.
+        unstable: outputs whose values cannot be judged, with why: a key of :data:`NOT_JUDGED`.
 
     Raises:
         GoldenError: ``want`` is empty.
@@ -137,7 +155,7 @@ def _diff_unstable(name: str, want: Array, got: Any, what: str) -> TensorDiff:
         fault = f"rank {got.ndim}, want {want.ndim}"
     elif not fault and what != "shape":
         fault = _shape_fault(want, got)
-    reason = fault or f"not compared: TensorFlow's own {what} differ from run to run"
+    reason = fault or f"not compared: {NOT_JUDGED[what]}"
     return TensorDiff(name=name, dtype=dtype_name(want), shape=want.shape, ok=not fault, reason=reason)
 
 
@@ -169,6 +187,8 @@ def _diff_exact(want: Array, got: Array, tolerance: Tolerance) -> dict[str, Any]
         "reason": f"{over} of {want.size} differ" if over > tolerance.flips * want.size else "",
         "weak": want.dtype != object and not want.any(),
     }
+    allowed = tolerance.flips * want.size
+    facts["share"] = over / allowed if allowed else (math.inf if over else 0.0)
     if want.dtype.kind in "iu":  # in Python integers: uint64 and int64 overflow every NumPy type
         gaps = [abs(int(a) - int(b)) for a, b in zip(want[wrong], got[wrong], strict=True)]
         facts["max_abs"] = float(max(gaps, default=0))
@@ -186,8 +206,11 @@ def _diff_floats(want: Array, got: Array, tolerance: Tolerance) -> dict[str, Any
         x, y = a[finite], b[finite]
         largest = float(np.abs(a[np.isfinite(a)]).max(initial=0.0))
         limit = tolerance.rtol * np.abs(x) + tolerance.of_max * largest + tolerance.atol
-        excess = np.abs(x - y) - limit
+        error = np.abs(x - y)
+        excess = error - limit
+        shares = np.where(error == 0, 0.0, error / limit)
     over = int((excess > 0).sum())
+    at_odds = odd | clash
     reasons = [
         f"NaN at different places ({int(odd.sum())})" if odd.any() else "",
         f"infinities differ ({int(clash.sum())})" if clash.any() else "",
@@ -195,51 +218,22 @@ def _diff_floats(want: Array, got: Array, tolerance: Tolerance) -> dict[str, Any
     ]
     facts: dict[str, Any] = {
         "compared": want.size,
-        "over": over + int(odd.sum()) + int(clash.sum()),
+        "over": over + int(at_odds.sum()),
         "reason": "; ".join(filter(None, reasons)),
         "weak": bool(finite.all() and (np.abs(x) <= limit).all()),
+        "share": math.inf if at_odds.any() else float(shares.max(initial=0.0)),
     }
-    if odd.any() or clash.any():
-        worst = np.flatnonzero(odd | clash)[0]
+    if want.dtype.kind != "c":
+        facts |= statistics.odd_places(a, b) | statistics.top_agreement(a, b)
+    if at_odds.any():
+        worst = np.flatnonzero(at_odds)[0]
     elif x.size:
         worst = np.flatnonzero(finite)[int(np.argmax(excess))]
     else:
         return facts
     parts = 2 if want.dtype.kind == "c" else 1
-    return facts | _statistics(x, y) | _ulps(want, got, finite) | _at(worst // parts, want, got)
-
-
-def _statistics(x: Array, y: Array) -> dict[str, float | None]:
-    if not x.size:
-        return {}
-    with np.errstate(all="ignore"):
-        error = np.abs(x - y)
-        nonzero = x != 0
-        rmse = float(np.sqrt(np.mean(error**2)))
-        norms = float(np.linalg.norm(x) * np.linalg.norm(y))
-        peak = float(np.abs(x).max())
-        return {
-            "max_abs": float(error.max()),
-            "mean_abs": float(error.mean()),
-            "max_rel": float((error[nonzero] / np.abs(x[nonzero])).max()) if nonzero.any() else None,
-            "rmse": rmse,
-            "cosine": float(x @ y) / norms if math.isfinite(norms) and norms else None,
-            "psnr_db": 20 * math.log10(peak / rmse) if rmse and peak and math.isfinite(rmse) else None,
-        }
-
-
-def _ulps(want: Array, got: Array, finite: Array) -> dict[str, int]:
-    """The largest distance in representable numbers; -0.0 and 0.0 are the same number."""
-    if want.dtype not in (np.float32, np.float16) or not finite.any():
-        return {}
-    kind = np.dtype(f"i{want.dtype.itemsize}")
-    lowest = int(np.iinfo(kind).min)
-
-    def rank(values: Array) -> Array:
-        bits = np.ascontiguousarray(values[finite]).view(kind).astype(np.int64)
-        return np.where(bits < 0, lowest - bits, bits)
-
-    return {"max_ulp": int(np.abs(rank(want) - rank(got)).max())}
+    described = statistics.error_statistics(x, y) | statistics.ulps(want, got, finite)
+    return facts | described | _at(worst // parts, want, got)
 
 
 def _as_float64(array: Array) -> Array:

@@ -17,19 +17,20 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from refimpl import npz
 from refimpl.errors import GoldenError
-from refimpl.oracle.arrays import Array, decode, digest, dtype_name, encode, read_npz
+from refimpl.oracle.arrays import Array, decode, digest, dtype_name, encode
 from refimpl.oracle.cases import CaseKind
 from refimpl.specs import Signature, TensorSpec
 
 FORMAT = "refimpl-golden"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no labels; it is still read
 INDEX = "golden.json"
 _CASE_FILE = re.compile(r"cases/[A-Za-z0-9_][A-Za-z0-9._-]*\.npz")
 
@@ -47,6 +48,12 @@ class Provenance:
     seed: int
     versions: Mapping[str, str]
     machine: str
+    # Format 2; records of format 1 do not say.
+    threads: int | None = None
+    tf32: str = ""
+    processor: str = ""
+    instruction_sets: tuple[str, ...] = ()
+    libc: str = ""  # whose exp and log TensorFlow calls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +65,10 @@ class GoldenCase:
     kind: CaseKind
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
-    unstable: Mapping[str, str]  # outputs that TensorFlow does not repeat -> "values" or "shape"
+    unstable: Mapping[str, str]  # outputs that cannot be judged by value -> "values", "shape", "subnormals", "rounding"
     note: str = ""
     seed: int | None = None
+    labels: Mapping[str, Array] = field(default_factory=dict)  # what the user knows to be right; never fed
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +136,7 @@ def write_index(
 def write_case(room: Path, number: int, case: GoldenCase) -> dict[str, Any]:
     """Write the arrays of one case; returns its entry for the index."""
     members: dict[str, Array] = {}
-    for group, arrays in (("input", case.inputs), ("output", case.outputs)):
+    for group, arrays in (("input", case.inputs), ("output", case.outputs), ("label", case.labels)):
         for name, array in arrays.items():
             members |= encode(group, name, array)
     stream = io.BytesIO()
@@ -147,6 +155,7 @@ def write_case(room: Path, number: int, case: GoldenCase) -> dict[str, Any]:
         "sha256": hashlib.sha256(stream.getvalue()).hexdigest(),
         "inputs": [_array_entry(name, array) for name, array in case.inputs.items()],
         "outputs": [_array_entry(name, array) for name, array in case.outputs.items()],
+        "labels": [_array_entry(name, array) for name, array in case.labels.items()],
         "unstable": dict(case.unstable),
     }
 
@@ -197,9 +206,11 @@ def _read_index(root: Path) -> dict[str, Any]:
 
 
 def _golden_from(root: Path, index: dict[str, Any]) -> Golden:
-    provenance = {**index["provenance"], "tags": tuple(index["provenance"]["tags"])}
+    provenance: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in index["provenance"].items()
+    }
     signatures = {item["key"]: Signature.from_json(item) for item in index["signatures"]}
-    cases = tuple(_read_case(root, entry) for entry in index["cases"])
+    cases = tuple(_read_case(root, entry, index["format_version"]) for entry in index["cases"])
     for case in cases:
         signature = signatures[case.signature]
         if not case.outputs or {spec.name for spec in signature.outputs} != set(case.outputs):
@@ -208,7 +219,7 @@ def _golden_from(root: Path, index: dict[str, Any]) -> Golden:
     return Golden(root, Provenance(**provenance), signatures, cases, dropped)
 
 
-def _read_case(root: Path, entry: dict[str, Any]) -> GoldenCase:
+def _read_case(root: Path, entry: dict[str, Any], version: int) -> GoldenCase:
     file = entry["file"]
     if not _CASE_FILE.fullmatch(file):
         raise ValueError(f"{file!r} is not the name of a case file")
@@ -219,9 +230,10 @@ def _read_case(root: Path, entry: dict[str, Any]) -> GoldenCase:
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
         raise _damaged(root, f"{file} does not have the recorded SHA-256")
     try:
-        members = read_npz(io.BytesIO(data))
+        members = npz.read(io.BytesIO(data))
         inputs = _decode_all(members, "input", entry["inputs"])
         outputs = _decode_all(members, "output", entry["outputs"])
+        labels = _decode_all(members, "label", entry["labels"] if version > 1 else [])
     except (KeyError, ValueError, TypeError) as error:
         raise _damaged(root, f"{file}: {error}") from error
     return GoldenCase(
@@ -233,6 +245,7 @@ def _read_case(root: Path, entry: dict[str, Any]) -> GoldenCase:
         unstable=dict(entry["unstable"]),
         note=entry["note"],
         seed=entry["seed"],
+        labels=labels,
     )
 
 

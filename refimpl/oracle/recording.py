@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 import refimpl
+from refimpl import bundle, env
 from refimpl.errors import GoldenError, InternalError, RunError, SourceError
-from refimpl.oracle import golden, runners
+from refimpl.oracle import conditioning, golden, runners
 from refimpl.oracle.arrays import digest
 from refimpl.oracle.cases import Case, CaseKind, CasePlan, narrow, plan_cases
 from refimpl.oracle.user_cases import user_cases
@@ -21,13 +22,20 @@ from refimpl.specs import Shape, Signature
 
 Progress = Callable[[str], None]
 
+_UNJUDGEABLE = {  # why all that is left of a case is not judged by value
+    "values": "TensorFlow itself gives another answer each time",
+    "shape": "TensorFlow itself gives another answer each time",
+    conditioning.SUBNORMALS: "TensorFlow's answer hangs on what a machine makes of subnormal numbers",
+    conditioning.ROUNDING: "TensorFlow's answer hangs on the last bit of the inputs",
+}
+
 _HINT = (
     "give sizes with --shape NAME=1x224x224x3, "
     "or inputs that the model accepts with --cases FILE.npz, a folder of them, or package.module:function"
 )
 
 
-def record(
+def record(  # noqa: PLR0913  (a parameter for each thing that a user may choose)
     saved_model: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
@@ -36,12 +44,13 @@ def record(
     cases: str | None = None,
     shapes: Mapping[str, Shape] | None = None,
     seed: int = 0,
+    labels: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> golden.Golden:
     """Record TensorFlow's answers of a SavedModel as a new golden directory.
 
     Every case runs twice; an output that TensorFlow does not repeat (random ops, state) is marked unstable and will be
-    judged by dtype and shape only.
+    judged by dtype and shape only. So is one that floating point leaves open (:mod:`refimpl.oracle.conditioning`).
 
     Args:
         saved_model: the SavedModel directory.
@@ -52,20 +61,27 @@ def record(
             every signature that they fit.
         shapes: input name -> shape, for unknown dimensions of generated cases; None keeps a dimension open.
         seed: varies the generated values.
+        labels: names of arrays in the user's cases that are no inputs; they are kept beside the answers.
         progress: called with one line per step.
 
     Raises:
-        SourceError: the SavedModel cannot be read, or has no such tags or signature.
+        SourceError: the SavedModel cannot be read, is a bundle, or has no such tags or signature.
         GoldenError: ``out`` exists or cannot be written, a case of the user does not fit, or no case survives.
     """
     say = progress or (lambda _: None)
     target = Path(out)
+    if labels and cases is None:
+        raise GoldenError(
+            "labels were named, but no cases", hint="give the data that has them: --cases DATA --label NAME"
+        )
     with golden.new_directory(target) as room:
+        _refuse_bundle(Path(saved_model))
         say(f"loading {Path(saved_model).name}")
         with closing(runners.SavedModelRunner(saved_model, tags)) as runner:
             chosen = _choose(runner, signatures)
             source_sha256 = runners.tree_sha256(saved_model)
-            plans = _all_cases(chosen, cases, shapes or {}, source_sha256, seed)
+            given = user_cases(cases, chosen, labels) if cases is not None else ()
+            plans = _all_cases(chosen, given, shapes or {}, seed)
             kept, dropped = _run_all(runner, plans, say)
             covered = _covered(chosen, signatures, kept, dropped)
             bare = [case for case in kept if case.signature not in covered]
@@ -74,6 +90,15 @@ def record(
             entries = [golden.write_case(room, number, case) for number, case in enumerate(kept)]
             golden.write_index(room, _provenance(runner, source_sha256, seed), covered, entries, dropped)
     return golden.read_golden(target)
+
+
+def _refuse_bundle(saved_model: Path) -> None:
+    """A bundle is a SavedModel too, but its answers are what a golden record is to judge."""
+    if any((saved_model / name).exists() for name in (bundle.POINTER, bundle.MANIFEST)):
+        raise SourceError(
+            f"{saved_model} is a bundle",
+            hint="golden answers are the original's: record the SavedModel it was made from",
+        )
 
 
 def _choose(runner: runners.SavedModelRunner, wanted: Sequence[str] | None) -> tuple[Signature, ...]:
@@ -85,10 +110,9 @@ def _choose(runner: runners.SavedModelRunner, wanted: Sequence[str] | None) -> t
 
 
 def _all_cases(
-    signatures: tuple[Signature, ...], source: str | None, shapes: Mapping[str, Shape], model_sha256: str, seed: int
+    signatures: tuple[Signature, ...], given: Sequence[Case], shapes: Mapping[str, Shape], seed: int
 ) -> Iterator[list[Case] | CasePlan]:
     """User's cases as a list of one (they must work), generated ones as plans (they may be dropped)."""
-    given = user_cases(source, signatures) if source is not None else ()
     inputs = {spec.name for signature in signatures for spec in signature.inputs}
     unknown = sorted(set(shapes) - inputs)
     if unknown:
@@ -98,7 +122,7 @@ def _all_cases(
         if own:
             yield from ([case] for case in own)
         else:
-            yield from plan_cases(narrow(signature, shapes), model_sha256, seed)
+            yield from plan_cases(narrow(signature, shapes), seed)
 
 
 def _run_all(
@@ -148,6 +172,8 @@ def _answer(runner: runners.SavedModelRunner, case: Case) -> golden.GoldenCase:
             unstable[name] = "shape"
         elif digest(array) != digest(second[name]):
             unstable[name] = "values"
+    hanging = conditioning.hanging(case, first, lambda inputs: runner.run(inputs, case.signature))
+    unstable = hanging | unstable
     return golden.GoldenCase(
         signature=case.signature,
         name=case.name,
@@ -157,6 +183,7 @@ def _answer(runner: runners.SavedModelRunner, case: Case) -> golden.GoldenCase:
         unstable=unstable,
         note=case.note,
         seed=case.seed,
+        labels=case.labels,
     )
 
 
@@ -164,7 +191,7 @@ def _useless(case: golden.GoldenCase) -> str:
     """Why a case could never tell a right answer from a wrong one; empty when it can."""
     stable = [array for name, array in case.outputs.items() if name not in case.unstable]
     if not stable:
-        return "TensorFlow itself gives another answer each time"
+        return _UNJUDGEABLE[next(iter(case.unstable.values()))]
     if not any(array.size for array in stable):
         return "TensorFlow's answer is empty"
     if not any(array.dtype == object or np.isfinite(array).any() for array in stable if array.size):
@@ -210,4 +237,9 @@ def _provenance(runner: runners.SavedModelRunner, source_sha256: str, seed: int)
         seed=seed,
         versions=versions,
         machine=f"{platform.system()} {platform.machine()}",
+        threads=1,
+        tf32="off: no GPU is used",
+        processor=env.processor(),
+        instruction_sets=env.instruction_sets(),
+        libc=" ".join(platform.libc_ver()),
     )

@@ -53,6 +53,7 @@ class Bundle(Protocol):
     @property
     def signatures(self) -> Mapping[str, Signature]: ...
     def run(self, inputs: Mapping[str, Array], signature: str) -> RunResult: ...
+    def run_native(self, inputs: Mapping[str, Array], signature: str) -> RunResult: ...
 
 
 def open_bundle(path: str | os.PathLike[str], engines: Sequence[str] | None = None) -> Bundle:
@@ -130,6 +131,7 @@ class SavedModelRunner:
         self._tf, self.onednn = require_reference_tf()
         self.tensorflow_version = str(self._tf.__version__)
         self._session, meta_graph = _open(self._tf, self.path, self.tags)
+        self.meta_graph = meta_graph
         self._infos = {
             key: info for key, info in sorted(meta_graph.signature_def.items()) if key not in _INTERNAL_SIGNATURES
         }
@@ -138,6 +140,11 @@ class SavedModelRunner:
             for key, info in self._infos.items()
             if self._servable(info)
         }
+
+    @property
+    def session(self) -> Any:
+        """The session that the model lives in, with its graph."""
+        return self._session
 
     def close(self) -> None:
         self._session.close()

@@ -1,4 +1,4 @@
-"""What came of checking a bundle: one outcome per case, one for the whole, and the exit code. Decides; renders nothing.
+"""What came of checking a bundle with one choice of engines: an outcome per case, one for the whole. Renders nothing.
 
 "Right, but no engine ran" is not a pass, and neither is a fallback to TensorFlow that nobody planned.
 """
@@ -13,9 +13,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from refimpl.oracle.compare import Comparison
+from refimpl.oracle.latency import Latency
+from refimpl.oracle.task_metric import TaskMetric
 
+FORMAT = "refimpl-verdict"  # of the file that `refimpl check --json` prints: docs/checking.md
+FORMAT_VERSION = 2
 EXPECTED_REASONS = ("empty input", "non-finite ")  # documented: an engine never sees such values
 NATIVE = "native"
+TENSORFLOW = "tensorflow"  # the "engine" of a verdict on TensorFlow itself, all islands native
 
 
 class Outcome(enum.Enum):
@@ -31,6 +36,7 @@ class Outcome(enum.Enum):
 
 
 SEVERITY = tuple(Outcome)
+MATCHES = (Outcome.MATCH, Outcome.MATCH_NOTHING_ACCELERATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +62,12 @@ class CaseResult:
     kind: str
     outcome: Outcome
     reason: str = ""  # why it is not a match
+    excused: bool = False  # it was not run on purpose; the reason says which
     comparison: Comparison | None = None
+    precision: str = ""  # the row of the tolerance table that it was judged by
     islands: tuple[IslandNote, ...] = ()
     notes: tuple[str, ...] = ()
-    seconds: float = 0.0
+    seconds: float = 0.0  # of the one judged call; the first call of a signature also opens its engines
 
     @property
     def engines(self) -> Counter[str]:
@@ -70,6 +78,11 @@ class CaseResult:
     def accelerated(self) -> bool:
         return any(island.engine != NATIVE for island in self.islands)
 
+    @property
+    def right(self) -> bool:
+        """Every output was there and within its tolerance, whoever computed it."""
+        return self.comparison is not None and self.comparison.ok
+
     def to_json(self) -> dict[str, Any]:
         outputs = [] if self.comparison is None else [asdict(tensor) for tensor in self.comparison.tensors]
         return {
@@ -78,8 +91,10 @@ class CaseResult:
             "kind": self.kind,
             "outcome": self.outcome.value,
             "reason": self.reason,
+            "excused": self.excused,
             "notes": list(self.notes),
-            "seconds": round(self.seconds, 4),
+            "precision": self.precision,
+            "seconds": round(self.seconds, 6),
             "outputs": outputs,
             "missing": list(self.comparison.missing) if self.comparison else [],
             "extra": list(self.comparison.extra) if self.comparison else [],
@@ -89,23 +104,42 @@ class CaseResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The judgement on a bundle."""
+    """The judgement on a bundle with one choice of engines."""
 
     bundle: str
     golden: str
-    precision: str
-    engines_asked: tuple[str, ...] | None
+    precision: str  # of the bundle, or the one that was asked for
+    engines_asked: tuple[str, ...] | None  # None: the bundle's own choice
     cases: tuple[CaseResult, ...]
     notes: tuple[str, ...] = ()
     allow_fallback: bool = False
     allow_unaccelerated: bool = False
+    reference: bool = False  # it is TensorFlow itself that was judged, no engine was to run
+    excused: str = ""  # why these engines were not run, where that is no failure
+    unavailable: str = ""  # why they were not run, where it is
+    latencies: tuple[Latency, ...] = ()
+    task: TaskMetric | None = None
 
-    def tolerates(self, outcome: Outcome) -> bool:
-        """Whether a case with this outcome lets the verdict pass."""
+    @property
+    def engine(self) -> str:
+        """``tensorflow``, the engines asked for, or ``any`` for the bundle's own choice."""
+        return TENSORFLOW if self.reference else "any" if self.engines_asked is None else "+".join(self.engines_asked)
+
+    def tolerates(self, case: CaseResult) -> bool:
+        """Whether this case lets the verdict pass."""
         # A signature may stay in TensorFlow by plan; whether *anything* was accelerated is asked of the whole.
-        if outcome in (Outcome.MATCH, Outcome.MATCH_NOTHING_ACCELERATED):
+        if case.outcome in MATCHES:
             return True
-        return outcome is Outcome.FALLBACK_USED and self.allow_fallback
+        if case.outcome is Outcome.CONVERSION_FAILED:
+            return self.allow_unaccelerated and case.right
+        if case.outcome is Outcome.NOT_RUN:
+            return case.excused
+        return case.outcome is Outcome.FALLBACK_USED and self.allow_fallback
+
+    @property
+    def judged(self) -> tuple[CaseResult, ...]:
+        """The cases that count: all that were not left out on purpose."""
+        return tuple(case for case in self.cases if not case.excused)
 
     @property
     def accelerated(self) -> bool:
@@ -113,27 +147,51 @@ class Verdict:
         return any(case.accelerated for case in self.cases)
 
     @property
+    def unseen(self) -> dict[tuple[str, str], str]:
+        """Islands, by signature and name, that TensorFlow ran for in every case, and why: nobody saw their engines.
+
+        Each time for a documented reason, so that every case is a match; but an engine that gives nothing but NaN, or
+        golden inputs that reach an island with nothing else, would hide behind that for good.
+        """
+        runs = [(case.signature, island) for case in self.judged for island in case.islands]
+        seen = {(signature, island.island) for signature, island in runs if island.engine != NATIVE}
+        return {(key, run.island): run.reason for key, run in runs if run.expected and (key, run.island) not in seen}
+
+    @property
     def outcome(self) -> Outcome:
-        """The worst case; ``match-nothing-accelerated`` when all match and no engine ran anywhere."""
-        worst = max((case.outcome for case in self.cases), key=SEVERITY.index, default=Outcome.NOT_RUN)
-        if worst not in (Outcome.MATCH, Outcome.MATCH_NOTHING_ACCELERATED):
+        """The worst case; a fallback when an island ran in no engine; of all matches, whether any engine ran."""
+        worst = max((case.outcome for case in self.judged), key=SEVERITY.index, default=Outcome.NOT_RUN)
+        if worst not in MATCHES:
             return worst
-        return Outcome.MATCH if self.accelerated else Outcome.MATCH_NOTHING_ACCELERATED
+        if not self.accelerated and not self.reference:
+            return Outcome.MATCH_NOTHING_ACCELERATED
+        return Outcome.FALLBACK_USED if self.unseen else Outcome.MATCH
 
     @property
     def problems(self) -> tuple[str, ...]:
         """Why it does not pass; empty when it does."""
-        if not self.cases:
+        if self.unavailable:
+            return (f"not run: {self.unavailable}",)
+        if not self.judged:
             return ("no case was run",)
-        counts = Counter(case.outcome for case in self.cases if not self.tolerates(case.outcome))
+        counts = Counter(case.outcome for case in self.cases if not self.tolerates(case))
         problems = [f"{n} of {len(self.cases)} cases: {outcome.value}" for outcome, n in counts.items()]
-        if not self.accelerated and not self.allow_unaccelerated and not problems:
+        wants_engine = not self.allow_unaccelerated and not self.reference
+        if not self.accelerated and wants_engine and not problems:
             problems.append("the outputs match, but no engine ran: nothing was accelerated")
+        if self.accelerated and not self.allow_fallback and not problems:
+            problems += [
+                f"{key}: island {name} ran in no engine in any case ({why}): it was not judged"
+                for (key, name), why in self.unseen.items()
+            ]
+        if self.task is not None and self.task.problem:
+            problems.append(self.task.problem)
         return tuple(problems)
 
     @property
     def passed(self) -> bool:
-        return not self.problems
+        """Every case that counts is tolerated, and something ran; never true of engines that were not run."""
+        return not self.excused and not self.problems
 
     @property
     def exit_code(self) -> int:
@@ -143,13 +201,11 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """Plain data; a non-finite number becomes the string ``"NaN"``, ``"Infinity"`` or ``"-Infinity"``."""
         data = {
-            "format": "refimpl-verdict",
-            "format_version": 1,
+            "engine": self.engine,
             "passed": self.passed,
             "outcome": self.outcome.value,
             "problems": list(self.problems),
-            "bundle": self.bundle,
-            "golden": self.golden,
+            "excused": self.excused,
             "precision": self.precision,
             "engines_asked": None if self.engines_asked is None else list(self.engines_asked),
             "allow_fallback": self.allow_fallback,
@@ -157,9 +213,11 @@ class Verdict:
             "accelerated": self.accelerated,
             "counts": {outcome.value: sum(c.outcome is outcome for c in self.cases) for outcome in Outcome},
             "notes": list(self.notes),
+            "task": None if self.task is None else self.task.to_json(),
+            "latencies": [latency.to_json() for latency in self.latencies],
             "cases": [case.to_json() for case in self.cases],
         }
-        strict: dict[str, Any] = _strict(data)
+        strict: dict[str, Any] = strict_json(data)
         return strict
 
 
@@ -172,12 +230,12 @@ def conversion_failed(bundle: str, golden: str, names: Sequence[tuple[str, str]]
     return Verdict(bundle=bundle, golden=golden, precision="", engines_asked=None, cases=cases)
 
 
-def _strict(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+def strict_json(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become strings."""
     if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
+        return {key: strict_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
+        return [strict_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     return value

@@ -9,7 +9,7 @@ from __future__ import annotations
 from refimpl.runtime.direct import direct_answer
 from refimpl.runtime.island import DISALLOWED, EMPTY, NATIVE, NOT_FINITE, IslandRun
 from refimpl.runtime.loaded import LoadedBundle, RunResult, load
-from refimpl.runtime.opened import TOKEN, BundleRuntime, call_engine, engines_off, forget, runtime_of
+from refimpl.runtime.opened import TOKEN, BundleRuntime, IslandCall, call_engine, engines_off, forget, runtime_of
 from refimpl.runtime.opened import open_bundles as _open_bundles
 from refimpl.runtime.opened import runtime_of as _runtime
 from refimpl.runtime.probes import read_probe, write_probe
@@ -21,6 +21,7 @@ __all__ = [
     "NOT_FINITE",
     "TOKEN",
     "BundleRuntime",
+    "IslandCall",
     "IslandRun",
     "LoadedBundle",
     "RunResult",

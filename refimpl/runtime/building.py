@@ -125,7 +125,7 @@ class GrowingEngine:
         recipe: Mapping[str, Any],
     ) -> None:
         self._island, self._stored, self._model, self._recipe = island, stored, model, recipe
-        self._profiles = tuple(_profile(item) for item in record.profiles)
+        self._profiles = tuple(profile_of(item) for item in record.profiles)
         self._precision = record.precision
         self._reference: OpenEngine | None = None
         self._last: Profile | None = None
@@ -148,9 +148,10 @@ class GrowingEngine:
         module = kind("tensorrt")
         recipe = self._recipe
         profiles = self._wanted(inputs)
+        tf32 = self._precision == "tf32" or (recipe["tf32"] and self._precision != "fp32")
         with tempfile.TemporaryDirectory(prefix="refimpl-engine-") as folder:
             file = Path(folder) / f"{self._island.name}{module.SUFFIX}"
-            options = BuildOptions(recipe["tf32"], recipe["workspace_bytes"])
+            options = BuildOptions(tf32, recipe["workspace_bytes"])
             label = {"island": self._island.name, "precision": self._precision}
             store = cache.from_environment_if_usable()
             engine_cache.build(store, module.NAME, self._model, file, profiles, options, label)
@@ -171,7 +172,7 @@ class GrowingEngine:
         return (profile_at_runtime(self._recipe["profile"], self._island.inputs, inputs, self._last),)
 
 
-def _profile(data: Mapping[str, Any]) -> Profile:
+def profile_of(data: Mapping[str, Any]) -> Profile:
     """A profile as the manifest holds it."""
     low, opt, high = (tuple(tuple(shape) for shape in data[key]) for key in ("min", "opt", "max"))
     values = tuple((item[0], *(tuple(part) for part in item[1:])) for item in data["values"])

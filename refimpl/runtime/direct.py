@@ -30,7 +30,10 @@ def direct_answer(record: SignatureRecord, owner: Callable[[], BundleRuntime]) -
         runtime = owner()
         if runtime.off:
             return None
-        found = runtime.island(name).attempt([inputs[key] for key in takes])
+        arrays = [inputs[key] for key in takes]
+        found = runtime.island(name).attempt(arrays)
+        if not isinstance(found, str):
+            runtime.keep(name, arrays, found)
         return None if isinstance(found, str) else {key: found[index] for key, index in outputs}
 
     return answer

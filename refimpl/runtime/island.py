@@ -12,6 +12,7 @@ import numpy as np
 
 from refimpl import bundle, engines, tftrt_env
 from refimpl.bundle import EngineRecord, IslandRecord, Manifest
+from refimpl.engines import tensorrt
 from refimpl.errors import RefimplError, RunError
 from refimpl.numerics import disagreement, has_nonfinite
 from refimpl.runtime.building import GrowingEngine
@@ -104,6 +105,30 @@ class IslandRuntime:
             return outputs
         return "; ".join(reasons or self._problems) or "the bundle stores no engine for it"
 
+    def call_device(self, tensors: Sequence[Any]) -> list[Any] | None:
+        """Like :meth:`call` for tensors on a GPU, handed over by DLPack: nothing is copied where that can be.
+
+        Through the host goes what must be looked at there (``finite_only``), what has no elements, and what the first
+        engine cannot run on the device; what :meth:`call` says holds for it then.
+
+        Returns:
+            As :meth:`call`; of tensors with ``__dlpack__`` when they stayed on the GPU.
+        """
+        record = self._record
+        whole = record is not None and not record.finite_only and all(0 not in tuple(item.shape) for item in tensors)
+        if whole and record is not None and not self._owner.off and not self._owner.problem:
+            run, engine = next(iter(self._candidates or self._open(record)), (IslandRun(self._name, NATIVE, ""), None))
+            if isinstance(engine, engines.DeviceEngine):
+                try:
+                    outputs = engine.run_device(tensors)
+                except RunError as error:
+                    text = "refimpl: island %s goes through the host: %s"
+                    _warn_once(f"{self._owner.path}/{self._name}/{error.message}", text, self._name, error.message)
+                else:
+                    self._owner.count(run)
+                    return list(outputs)
+        return self.call([np.asarray(item) for item in tensors])
+
     def _native(self, reason: str) -> None:
         """Count that TensorFlow runs it, say why once, and raise where that is forbidden."""
         self._owner.count(IslandRun(self._name, NATIVE, reason))
@@ -174,7 +199,7 @@ class IslandRuntime:
         grows = kind == "tensorrt" and self._may_build()
         try:
             if stored.file:
-                engine = self._checked_and_opened(kind, stored.file)
+                engine = self._checked_and_opened(kind, stored)
                 self._prove(record, stored.precision, engine)
         except RefimplError as error:
             if not grows:
@@ -191,15 +216,27 @@ class IslandRuntime:
     def _may_build(self) -> bool:
         return bool(self._owner.manifest and self._owner.manifest.recipe.get("build_at_runtime"))
 
-    def _checked_and_opened(self, kind: str, name: str) -> engines.OpenEngine:
+    def _checked_and_opened(self, kind: str, stored: EngineRecord) -> engines.OpenEngine:
         """An engine whose file, and weights beside it, stayed the same from before the checksum until it was open."""
-        file = self._owner.path / name
+        file = self._owner.path / stored.file
         watched = (file, file.with_name(file.name + bundle.WEIGHTS_SUFFIX))
         before = [_state(item) for item in watched]
-        engine = engines.kind(kind).open(self._checked_engine(name), self._owner.threads)
+        engine = self._opened_as_recorded(kind, stored, self._checked_engine(stored.file))
         if [_state(item) for item in watched] != before:
             raise RunError(f"{file} was changed while it was opened")
         return engine
+
+    def _opened_as_recorded(self, kind: str, stored: EngineRecord, file: Path) -> engines.OpenEngine:
+        """One of TensorRT is opened only where its record says that it may run."""
+        if kind != tensorrt.NAME:
+            return engines.kind(kind).open(file, self._owner.threads)
+        if why := tensorrt.refusal(stored.version, tensorrt.version(), stored.targets):
+            raise RunError(why)
+        assert self._owner.manifest is not None
+        kernels = stored.file + bundle.KERNELS_SUFFIX
+        if kernels not in self._owner.manifest.files:
+            return tensorrt.open(file)
+        return tensorrt.open_with(file, bundle.check_file(self._owner.path, self._owner.manifest, kernels))
 
     def _checked_engine(self, name: str) -> Path:
         """An engine's file and the weights that may lie beside it, their checksums compared."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from refimpl.bundle import Manifest
 from refimpl.errors import RecipeError, RunError, SourceError, UnsupportedError, first_line
 from refimpl.runtime.direct import direct_answer
 from refimpl.runtime.island import IslandRun
-from refimpl.runtime.opened import BundleRuntime, runtime_of
+from refimpl.runtime.opened import BundleRuntime, IslandCall, engines_off, runtime_of
 from refimpl.specs import Signature, TensorSpec
 
 Array = np.ndarray[Any, Any]
@@ -133,9 +134,21 @@ class LoadedBundle:
             raise RunError(f"TensorFlow fails on these inputs: {text}", signature=spec.key) from error
         return {item.name: raw[item.name].numpy() for item in spec.outputs}
 
+    def run_native(self, inputs: Mapping[str, Any], signature: str = "") -> RunResult:
+        """As :meth:`run`, with every island in TensorFlow: what the model's own ops answer in this process.
+
+        No island is listed in the result. Other calls of this bundle meanwhile run without engines too.
+        """
+        with engines_off(self.path, self.manifest.bundle_id):
+            return self.run(inputs, signature)
+
     def counts(self) -> dict[IslandRun, int]:
         """How often each island ran where since the bundle was first used in this process."""
         return dict(self._current().counts)
+
+    def recording(self) -> AbstractContextManager[list[IslandCall]]:
+        """A context that collects what every island is given, and gives back, while the bundle runs."""
+        return self._current().recording()
 
     def _current(self) -> BundleRuntime:
         """What the engine nodes of the graph call: another one after :func:`forget`."""

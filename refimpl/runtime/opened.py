@@ -6,6 +6,7 @@ import collections
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from refimpl import bundle, engines
 from refimpl.bundle import Manifest
+from refimpl.engines.tensorrt.dlpack import is_on_gpu
 from refimpl.errors import BundleError
 from refimpl.runtime.island import IslandRun, IslandRuntime
 from refimpl.specs import TensorSpec
@@ -20,11 +22,22 @@ from refimpl.specs import TensorSpec
 TOKEN = "refimpl.engine.v1"
 
 Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class IslandCall:
+    """Copies of what an island was given in one call and gave back; no outputs when TensorFlow ran it."""
+
+    island: str
+    inputs: tuple[Array, ...]
+    outputs: tuple[Array, ...] | None
+
+
 open_bundles: dict[tuple[str, str], BundleRuntime] = {}
 _lock = threading.Lock()
 
 
-def call_engine(asset: bytes, island: bytes, bundle_id: bytes, dtypes: bytes, *inputs: Array) -> list[Any]:
+def call_engine(asset: bytes, island: bytes, bundle_id: bytes, dtypes: bytes, *inputs: Any) -> list[Any]:
     """What an engine node calls.
 
     Args:
@@ -32,14 +45,21 @@ def call_engine(asset: bytes, island: bytes, bundle_id: bytes, dtypes: bytes, *i
         island: the island's name.
         bundle_id: identity of the bundle that the graph belongs to.
         dtypes: TensorFlow's names of the output dtypes, comma-separated.
-        inputs: the island's inputs.
+        inputs: the island's inputs. TensorFlow copies what is on a GPU to the host before it calls a function of this
+            kind; a caller that hands tensors on a GPU over (``__dlpack__``) gets such tensors back.
 
     Returns:
         Arrays: a bool scalar, True when an engine ran, and the island's outputs, or empty arrays when the native
         segment must. Neither TensorFlow nor ONNX Runtime copies an array on its way here and back.
     """
-    arrays = [np.asarray(value) for value in inputs]  # TensorFlow hands scalars over as NumPy scalars
-    outputs = runtime_of(asset.decode(), bundle_id.decode()).island(island.decode()).call(arrays)
+    owner, name = runtime_of(asset.decode(), bundle_id.decode()), island.decode()
+    outputs: Sequence[Any] | None
+    if inputs and all(not isinstance(value, np.ndarray | np.generic) and is_on_gpu(value) for value in inputs):
+        outputs = owner.island(name).call_device(inputs)
+    else:
+        arrays = [np.asarray(value) for value in inputs]  # TensorFlow hands scalars over as NumPy scalars
+        outputs = owner.island(name).call(arrays)
+        owner.keep(name, arrays, outputs)
     if outputs is None:
         empty = [np.zeros((0,), TensorSpec("", name, ()).numpy_dtype()) for name in dtypes.decode().split(",")]
         return [np.array(False), *empty]
@@ -66,6 +86,7 @@ class BundleRuntime:
         self.problem = ""
         self.off = False  # no engine runs and nothing is counted: see engines_off
         self.trace: list[IslandRun] | None = None  # appended to while somebody listens
+        self._tape: list[IslandCall] | None = None  # appended to while somebody records
         self.counts: collections.Counter[IslandRun] = collections.Counter()
         self.manifest: Manifest | None = None
         try:
@@ -105,6 +126,22 @@ class BundleRuntime:
             finally:
                 with self._lock:
                     self.trace = None
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[list[IslandCall]]:
+        """Every call of an island meanwhile, its arrays copied; for one recorder at a time."""
+        tape: list[IslandCall] = []
+        self._tape = tape
+        try:
+            yield tape
+        finally:
+            self._tape = None
+
+    def keep(self, island: str, inputs: Sequence[Array], outputs: Sequence[Array] | None) -> None:
+        """Note a call of an island while somebody records."""
+        if (tape := self._tape) is not None:
+            copied = None if outputs is None else tuple(np.array(value) for value in outputs)
+            tape.append(IslandCall(island, tuple(np.array(value) for value in inputs), copied))
 
     def count(self, run: IslandRun) -> None:
         with self._lock:

@@ -21,7 +21,6 @@ from refimpl.errors import BuildError, RecipeError, RunError
 from refimpl.numerics import disagreement
 from refimpl.profiles import profiles_for
 from refimpl.runtime.building import ABORTED, covers
-from refimpl.specs import TensorSpec
 from refimpl.tolerance import tolerance_for
 from refimpl.trt_convert import saving
 from refimpl.trt_convert.params import log
@@ -144,11 +143,16 @@ class Builder:
         file = f"{bundle.FOLDER}/islands/{island.name}{tensorrt.SUFFIX}"
         label = {"model": manifest.source_name, "island": island.name, "precision": island.precision}
         store = cache.from_environment_if_usable()
-        engine_cache.build(store, _KIND, self.folder / stored, self.folder / file, profiles, self.options, label)
-        precision = "tf32" if self.options.tf32 and island.precision == "fp32" else island.precision
+        options = self.options
+        if recipe["tf32"] and island.precision == "fp32":  # it was found not to stand it
+            options = replace(options, tf32=False)
+        engine_cache.build(store, _KIND, self.folder / stored, self.folder / file, profiles, options, label)
+        precision = "tf32" if options.tf32 and island.precision == "fp32" else island.precision
         if island.probe:
             self._renew_probe(island, profiles, onnxruntime.open(self.folder / stored))
-        return _with_engine(island, replace(record, file=file, version=tensorrt.version(), precision=precision))
+        return _with_engine(
+            island, replace(record, file=file, version=tensorrt.version(), precision=precision, targets=options.targets)
+        )
 
     def _renew_probe(self, island: IslandRecord, profiles: Sequence[Profile], proven: OpenEngine) -> None:
         """Store a new probe when the engine would not take the old one's shapes.
@@ -251,20 +255,3 @@ def _replacing(target: Path) -> Iterator[Path]:
     target.rename(aside)
     fresh.rename(target)
     shutil.rmtree(aside)
-
-
-def export_plans(folder: Path, manifest: Manifest, place: Path) -> None:
-    """Write every TensorRT engine as a plan file, and its shapes beside it (``TF_TRT_EXPORT_TRT_ENGINES_PATH``)."""
-    place.mkdir(parents=True, exist_ok=True)
-    for island in manifest.islands:
-        for engine in island.engines:
-            if engine.kind == _KIND and engine.file:
-                shutil.copyfile(folder / engine.file, place / island.name)
-                (place / f"dims-{island.name}").write_text(_dims(island.inputs, engine), encoding="utf-8")
-
-
-def _dims(inputs: Sequence[TensorSpec], engine: EngineRecord) -> str:
-    lines = [spec.describe() for spec in inputs]
-    for index, profile in enumerate(engine.profiles):
-        lines.append(f"profile {index}: min {profile['min']} opt {profile['opt']} max {profile['max']}")
-    return "\n".join([*lines, ""])

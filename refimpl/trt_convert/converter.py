@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import refimpl
-from refimpl import env, tftrt_env
+from refimpl import api, env, tftrt_env
 from refimpl.bundle import Manifest, SignatureRecord
 from refimpl.recipe import Recipe
 from refimpl.report import tftrt as report
@@ -18,6 +17,7 @@ from refimpl.trt_convert.params import (
     PROFILE_STRATEGY_RANGE,
     TrtConversionParams,
     TrtPrecisionMode,
+    build_options,
     check_params,
     check_strategy,
     log,
@@ -156,8 +156,10 @@ class TrtGraphConverterV2(UpstreamMethods):
         return self._converted_func
 
     def _open_model(self) -> None:
+        from refimpl import exporter
         from refimpl.trt_convert import inputs
 
+        exporter.check_place()
         if self._input_saved_model_dir is None:
             raise TypeError("Expected binary or unicode string, got None")
         meta_graph = inputs.read_meta_graph(Path(self._input_saved_model_dir), self._input_saved_model_tags)
@@ -168,15 +170,12 @@ class TrtGraphConverterV2(UpstreamMethods):
         self._binder = inputs.Binder(inputs.input_specs(meta_graph, key), inputs.declared_order(meta_graph, key))
 
     def _recipe(self) -> Recipe:
-        import tensorflow as tf
-
         return recipe_for(
             without_ranges(self._conversion_params, self._quantizes),
             self._base,
             strategy=self._profile_strategy if self._use_dynamic_shape else "",
             tags=tuple(self._input_saved_model_tags),
             key=self._input_saved_model_signature_key,
-            tf32=bool(tf.config.experimental.tensor_float_32_execution_enabled()),
         )
 
     def _run(self, recipe: Recipe, input_fn: InputFn | None) -> None:
@@ -189,7 +188,7 @@ class TrtGraphConverterV2(UpstreamMethods):
         kinds = tuple(kind for kind in recipe.engines if kind != "tensorrt")
         with stored(self._binder.samples(input_fn) if input_fn else None) as samples:
             self._real = next(iter(samples()), None) if samples else None
-            refimpl.convert(str(self._input_saved_model_dir), folder, replace(recipe, engines=kinds), samples=samples)
+            api.convert_only(str(self._input_saved_model_dir), folder, replace(recipe, engines=kinds), samples=samples)
         artifact.expect_engines(folder)
         self._home, self._folder = home, folder
         table = artifact.calibration(folder) if input_fn else ""
@@ -270,7 +269,6 @@ class TrtGraphConverterV2(UpstreamMethods):
 
     def _build_engines(self, input_fn: InputFn) -> dict[str, Any]:
         """Build for what ``input_fn`` yields; no more than the first item, which is returned, stays in memory."""
-        from refimpl.engines import BuildOptions
         from refimpl.trt_convert import artifact
 
         first: dict[str, Any] | None = None
@@ -281,7 +279,7 @@ class TrtGraphConverterV2(UpstreamMethods):
         if first is None:
             log.error("input_fn yielded nothing")
             raise RuntimeError("Failed to convert input to tensor.")
-        options = BuildOptions(self._manifest.recipe["tf32"], self._manifest.recipe["workspace_bytes"])
+        options = build_options(self._manifest.recipe)
         manifest, failures = artifact.Builder(self._folder, seen, self._probes(first), options).build()
         for name, why in failures.items():
             log.error("no TensorRT engine could be built for %s: %s", name, why)
@@ -356,15 +354,14 @@ class TrtGraphConverterV2(UpstreamMethods):
             )
         if options is not None:
             saving.tell_options(options)
-        artifact.publish(
-            self._folder,
-            Path(output_saved_model_dir),
-            keep_engines=save_gpu_specific_engines,
-            build_at_runtime=bool(self._conversion_params.allow_build_at_runtime),
-            traced=self._converted_func if options is not None and options.save_debug_info else None,
-        )
-        if save_gpu_specific_engines and (place := tftrt_env.read().engines_path):
-            artifact.export_plans(self._folder, self._manifest, Path(place))
+        with saving.exported(Path(output_saved_model_dir), wanted=save_gpu_specific_engines):
+            artifact.publish(
+                self._folder,
+                Path(output_saved_model_dir),
+                keep_engines=save_gpu_specific_engines,
+                build_at_runtime=bool(self._conversion_params.allow_build_at_runtime),
+                traced=self._converted_func if options is not None and options.save_debug_info else None,
+            )
 
     def summary(
         self, line_length: int = 160, detailed: bool = True, print_fn: Callable[..., object] | None = None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import glob
 import logging
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
 from refimpl import env, tftrt_env
+from refimpl.engines import BuildOptions
 from refimpl.errors import UnsupportedError
 from refimpl.recipe import Recipe
 
@@ -118,9 +120,7 @@ def without_ranges(params: TrtConversionParams, quantizes: bool) -> TrtConversio
     return params._replace(precision_mode=TrtPrecisionMode.FP16)
 
 
-def recipe_for(
-    params: TrtConversionParams, base: Recipe, *, strategy: str, tags: tuple[str, ...], key: str, tf32: bool
-) -> Recipe:
+def recipe_for(params: TrtConversionParams, base: Recipe, *, strategy: str, tags: tuple[str, ...], key: str) -> Recipe:
     """The recipe that a converter's parameters and the ``TF_TRT_*`` variables amount to.
 
     Args:
@@ -129,7 +129,6 @@ def recipe_for(
         strategy: of profiles, as TF-TRT names it; "" in implicit batch mode.
         tags: of the meta graph.
         key: of the signature.
-        tf32: whether TensorFlow itself may round to TF32.
     """
     settings = tftrt_env.read()
     keep = [*base.keep_in_tf, *map(glob.escape, settings.denylist)]  # TF-TRT's are no patterns
@@ -147,7 +146,6 @@ def recipe_for(
         "workspace_bytes": _workspace(params.max_workspace_size_bytes),
         "max_cached_engines": max(0, params.maximum_cached_engines),
         "build_at_runtime": True,  # the user's choice is stamped by save(), as in TF-TRT
-        "tf32": base.tf32 or tf32,
     }
     if base.op_set != "tensorrt":
         changes["op_set"] = "tf-trt" if strategy else "tf-trt-implicit"
@@ -157,6 +155,18 @@ def recipe_for(
     if mode == "int8":
         changes["use_calibration"] = bool(params.use_calibration)
     return replace(base, **changes)
+
+
+def build_options(recipe: Mapping[str, Any]) -> BuildOptions:
+    """How engines with this recipe are built: TF32 is allowed where it is in TensorFlow itself, as in TF-TRT.
+
+    What runs on a CPU stays in float32: that is what TensorFlow does there.
+    """
+    import tensorflow as tf
+
+    allowed = bool(tf.config.experimental.tensor_float_32_execution_enabled())
+    targets = tuple(recipe.get("targets", ()))
+    return BuildOptions(recipe["tf32"] or allowed, recipe["workspace_bytes"], targets=targets)
 
 
 def recipe_profile(strategy: str) -> str:

@@ -1,7 +1,11 @@
-"""What ``save()`` does with ``tf.saved_model.SaveOptions``: a bundle is copied, not traced again, so little applies."""
+"""What ``save()`` does with ``tf.saved_model.SaveOptions``, of which little applies, since a bundle is copied and not
+traced again; and what it writes beside the bundle.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +50,25 @@ def write_debug_info(folder: Path, concrete: Any) -> None:
             )
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(info.SerializeToString(deterministic=True))
+
+
+@contextlib.contextmanager
+def exported(target: Path, *, wanted: bool) -> Iterator[None]:
+    """Meanwhile a bundle is written to ``target``; then it is exported, if ``TF_TRT_EXPORT_TRT_ENGINES_PATH`` says so.
+
+    Args:
+        target: where the bundle goes.
+        wanted: False when it holds no engines, of which TF-TRT exported nothing.
+
+    Raises:
+        RecipeError: the variable's folder cannot be written to; nothing has happened then.
+        BundleError: the disk is full.
+    """
+    from refimpl import exporter
+
+    place = exporter.check_place() if wanted else None
+    if place:
+        exporter.check_room(place, target)
+    yield
+    if place:
+        exporter.export_to_place(target, place)

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-import refimpl
-from refimpl import bundle, env, tftrt_env
+from refimpl import api, bundle, env, tftrt_env
 from refimpl.bundle import Manifest
 from refimpl.errors import first_line
 from refimpl.recipe import Recipe
@@ -26,6 +25,7 @@ from refimpl.trt_convert.params import (
     DEFAULT_TRT_MAX_WORKSPACE_SIZE_BYTES,
     TrtConversionParams,
     TrtPrecisionMode,
+    build_options,
     check_params,
     log,
     needs_calibration,
@@ -161,7 +161,6 @@ class TrtGraphConverter:
         )
 
     def _recipe(self) -> Recipe:
-        import tensorflow as tf
 
         from refimpl.trt_convert import frozen
 
@@ -171,7 +170,6 @@ class TrtGraphConverter:
             strategy="",
             tags=("serve",),
             key=self._key(),
-            tf32=bool(tf.config.experimental.tensor_float_32_execution_enabled()),
         )
         return replace(recipe, keep_in_tf=(*recipe.keep_in_tf, *map(glob.escape, self._excluded())))
 
@@ -196,7 +194,7 @@ class TrtGraphConverter:
         model, folder = home.path / "model", home.path / "bundle"
         frozen.write_saved_model(model, self._key(), self._frozen.graph_def, self._frozen.inputs, self._frozen.outputs)
         with stored(samples or None) as given, tf_private.eagerly():
-            refimpl.convert(model, folder, replace(recipe, engines=("onnxruntime",)), samples=given)
+            api.convert_only(model, folder, replace(recipe, engines=("onnxruntime",)), samples=given)
         artifact.expect_engines(folder)
         table = artifact.calibration(folder) if samples else ""
         manifest = artifact.stamp(folder, **self._attributes(recipe), calibration_data=table)
@@ -220,7 +218,6 @@ class TrtGraphConverter:
 
         from refimpl import runtime
         from refimpl.converter.samples import draw, rng_for
-        from refimpl.engines import BuildOptions
         from refimpl.trt_convert import artifact, frozen
 
         shapes = {spec.name: (self._max_batch_size, *(spec.shape or ())[1:]) for spec in signature.inputs}
@@ -236,7 +233,7 @@ class TrtGraphConverter:
         except (tf.errors.OpError, ValueError) as error:
             log.warning("engines are built when the graph runs, since no input could be made up: %s", first_line(error))
             return
-        options = BuildOptions(manifest.recipe["tf32"], manifest.recipe["workspace_bytes"])
+        options = build_options(manifest.recipe)
         _, failures = artifact.Builder(self._folder, [cuts], [cuts], options).build()
         runtime.forget(self._folder)
         for name, why in failures.items():

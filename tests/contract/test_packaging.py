@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from setuptools import find_packages
 
 import refimpl
 from tests.contract.sources import ROOT
@@ -46,6 +47,14 @@ def test_every_requirement_is_pinned_exactly():
 def test_no_package_is_pinned_twice(old_python):
     here = [match["name"] for match in pins() if match["when"] is None or match["when"].startswith("<") == old_python]
     assert len(here) == len(set(here)), sorted({name for name in here if here.count(name) > 1})
+
+
+def test_only_the_package_is_shipped():
+    """Not golden/, tests/ or tools/, which are importable from a checkout."""
+    include = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    found = find_packages(str(ROOT), include=include)
+    assert {name.split(".")[0] for name in found} == {"refimpl"}
+    assert {"golden", "tests", "tools"} <= set(find_packages(str(ROOT)))
 
 
 def test_the_installed_environment_has_no_conflicts():

@@ -56,4 +56,5 @@ def test_it_converts_and_gives_keras_answers(saved: tuple[Path, keras.Model], tm
 def test_it_is_recorded_and_checked(saved: tuple[Path, keras.Model], tmp_path: Path) -> None:
     refimpl.convert(saved[0], tmp_path / "bundle")
     oracle.record(saved[0], tmp_path / "golden")
-    assert oracle.check(tmp_path / "bundle", tmp_path / "golden").passed
+    v = oracle.check(tmp_path / "bundle", tmp_path / "golden")
+    assert v.passed, v.problems + tuple((c.case, c.reason, c.notes) for c in v.cases if c.reason)

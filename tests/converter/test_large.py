@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,34 @@ def test_factors_of_products_are_not_shown_to_the_optimizer(
     assert all(normal(*shape, seed=6, scale=0.2).tobytes() in weights for shape in (DENSE, (50, 64)))
     assert default(manifest).share == 1.0
     assert_agrees(network, tmp_path / "bundle", inputs())
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp16"])
+def test_weights_beside_the_model_in_other_precisions(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """What is rewritten is written whole; what is not brings its file along. Nothing is stored that nothing reads."""
+    monkeypatch.setattr(onnxruntime, "FACTOR_BYTES", 20_000)
+    monkeypatch.setattr(external, "SMALL", SMALL)
+    recipe = dataclasses.replace(ALL, precision="fp32" if precision == "tf32" else precision, tf32=precision == "tf32")
+    manifest = refimpl.convert(network, tmp_path / "bundle", recipe)
+    assert default(manifest).share == 1.0
+    file = stored(tmp_path / "bundle")
+    assert ("tf32" in file.name, "half" in file.name) == (precision == "tf32", precision == "fp16")
+    assert file.with_name(f"{file.name}{bundle.WEIGHTS_SUFFIX}").exists() == (precision == "tf32")
+    (result,) = refimpl.load(tmp_path / "bundle").run(inputs()).islands
+    assert (result.engine, result.reason) == ("onnxruntime", "")
+
+
+def test_a_model_that_is_written_over_leaves_no_weights(network: Path, tmp_path: Path) -> None:
+    target = tmp_path / "m.onnx"
+    beside = target.with_name(f"{target.name}{bundle.WEIGHTS_SUFFIX}")
+    beside.write_bytes(b"of the model before")
+    value = onnx.numpy_helper.from_array(np.ones(3, np.float32), "w")
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "m", [], [], [value]))
+    onnxruntime.save(model, target)
+    assert target.exists()
+    assert not beside.exists()
 
 
 def test_a_moved_bundle_finds_its_weights(network: Path, tmp_path: Path, low_limit: None) -> None:

@@ -122,7 +122,15 @@ def test_these_are_all_parts_of_the_key(model):
     named = {"model", "tags", "recipe", "samples", "table", "refimpl", "environment", "libraries"}
     assert set(parts(model)) == named
     with_tensorrt = dataclasses.replace(ALL, engines=("onnxruntime", "tensorrt"))
-    assert set(parts(model, with_tensorrt)) == named | set(engine_cache.machine())
+    assert set(parts(model, with_tensorrt)) == named | set(engine_cache.machine()) | {"executes"}
+
+
+def test_engines_that_could_not_be_proven_have_another_key(model, monkeypatch):
+    with_tensorrt = dataclasses.replace(ALL, engines=("onnxruntime", "tensorrt"))
+    was, found = tensorrt.why_not_here(), [parts(model, with_tensorrt)]
+    monkeypatch.setattr(tensorrt, "why_not_here", lambda: "" if was else "no GPU")
+    found.append(parts(model, with_tensorrt))
+    assert found[0] != found[1]
 
 
 def sample(value: Any, **labels: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.bundle import EngineRecord, IslandRecord, Manifest, SignatureRecord
 from refimpl.oracle.cases import CaseKind
 from refimpl.oracle.golden import (
     DroppedCase,
@@ -39,13 +40,44 @@ class FakeResult:
     islands: tuple[FakeIsland, ...]
 
 
-@dataclass(frozen=True)
-class FakeManifest:
-    precision: str = "fp32"
-    source_sha256: str = "5" * 64
+def island(name: str, precision: str = "fp32", *, dtype: str = "float32", op: str = "Relu") -> IslandRecord:
+    """An island with an engine for ONNX Runtime, and no file."""
+    spec = TensorSpec("t:0", dtype, (None, 4))
+    return IslandRecord(
+        name=name,
+        ops=(("node", op),),
+        inputs=(spec,),
+        outputs=(spec,),
+        engines=(EngineRecord(kind="onnxruntime", file="", version="any 1", precision=precision),),
+        probe="",
+        finite_only=False,
+        precision=precision,
+        verified="1 sample",
+    )
 
 
-IN_ENGINE = (FakeIsland("TRTEngineOp_000_000", "onnxruntime"), FakeIsland("TRTEngineOp_000_001", "onnxruntime"))
+def fake_manifest(*islands: IslandRecord, **changes: Any) -> Manifest:
+    """The manifest of a bundle that has no files."""
+    record = SignatureRecord(signature=SIGNATURE, converted=True, reason="", islands=islands, ops_total=2)
+    fields: dict[str, Any] = {
+        "bundle_id": "0" * 16,
+        "created": "2026-01-02T03:04:05+00:00",
+        "refimpl": "1",
+        "versions": {},
+        "source_name": "tiny",
+        "source_sha256": "5" * 64,
+        "tags": ("serve",),
+        "precision": "fp32",
+        "judge": "nobody",
+        "verified": True,
+        "recipe": {},
+        "signatures": (record,),
+    }
+    return Manifest(**{**fields, **changes})
+
+
+ISLANDS = ("TRTEngineOp_000_000", "TRTEngineOp_000_001")
+IN_ENGINE = tuple(FakeIsland(name, "onnxruntime") for name in ISLANDS)
 
 
 @dataclass
@@ -55,7 +87,8 @@ class FakeBundle:
     golden: Golden
     fault: Fault = lambda outputs: outputs
     islands: Callable[[GoldenCase], tuple[FakeIsland, ...]] = lambda case: IN_ENGINE
-    manifest: Any = field(default_factory=FakeManifest)
+    manifest: Manifest = field(default_factory=lambda: fake_manifest(*map(island, ISLANDS)))
+    native_fault: Fault = lambda outputs: outputs  # of TensorFlow itself
     signatures: Mapping[str, Signature] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,17 +96,26 @@ class FakeBundle:
         self.asked: list[tuple[str, str]] = []
 
     def run(self, inputs: Mapping[str, Any], signature: str) -> FakeResult:
-        case = next(
+        case = self._case(inputs, signature)
+        self.asked.append((signature, case.name))
+        return FakeResult(self.fault(copies(case)), self.islands(case))
+
+    def run_native(self, inputs: Mapping[str, Any], signature: str) -> FakeResult:
+        return FakeResult(self.native_fault(copies(self._case(inputs, signature))), ())
+
+    def _case(self, inputs: Mapping[str, Any], signature: str) -> GoldenCase:
+        return next(
             case
             for case in self.golden.cases
             if case.signature == signature and all(same(case.inputs[name], inputs[name]) for name in inputs)
         )
-        self.asked.append((signature, case.name))
-        copies = {name: array.copy() for name, array in case.outputs.items()}
-        return FakeResult(self.fault(copies), self.islands(case))
 
     def opener(self) -> Callable[[Any, Any], FakeBundle]:
         return lambda path, engines: self
+
+
+def copies(case: GoldenCase) -> Outputs:
+    return {name: array.copy() for name, array in case.outputs.items()}
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:

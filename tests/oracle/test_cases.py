@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-import itertools
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from refimpl.errors import GoldenError
-from refimpl.oracle.cases import SIZES, CaseKind, CasePlan, narrow, plan_cases
-from refimpl.oracle.user_cases import user_cases
+from refimpl.oracle.cases import ODD_SIZES, SIZES, CaseKind, CasePlan, narrow, plan_cases, smallest_normal
 from refimpl.specs import Signature, TensorSpec
 
+PINNED = [1.3115179538726807, -0.1362808495759964]
 IMAGE = TensorSpec("image", "float32", (None, None, None, 3))
 MIXED = Signature(
     "s",
@@ -27,8 +26,8 @@ MIXED = Signature(
 )
 
 
-def plans(signature: Signature = MIXED, model: str = "m", seed: int = 0) -> dict[str, CasePlan]:
-    return {plan.name: plan for plan in plan_cases(signature, model, seed)}
+def plans(signature: Signature = MIXED, seed: int = 0) -> dict[str, CasePlan]:
+    return {plan.name: plan for plan in plan_cases(signature, seed)}
 
 
 def first(plan: CasePlan) -> dict[str, np.ndarray]:
@@ -41,10 +40,13 @@ def one(dtype: str, shape: tuple[int | None, ...] | None) -> Signature:
 
 def test_names_and_kinds() -> None:
     assert {name: plan.kind for name, plan in plans().items() if plan.kind is not CaseKind.ORDINARY} == {
+        **dict.fromkeys(("large", "small", "denormals", "extremes"), CaseKind.STRESS),
         "nonfinite": CaseKind.NONFINITE,
         "empty-batch": CaseKind.EMPTY_BATCH,
     }
-    assert set(plans()) >= {"normal-b1", "normal-b3", "zeros", "ones", "large", "small", "extremes"}
+    assert [name for name, plan in plans().items() if plan.kind is CaseKind.ORDINARY] == [
+        *("normal-b1", "normal-b3", "normal-b7", "unit", "pixels", "zeros", "ones")
+    ]
     assert list(plans(one("int32", (2, 2)))) == ["normal", "zeros", "ones"]
     assert list(plans(Signature("s", (), ()))) == ["no-input"]
 
@@ -58,12 +60,14 @@ def test_every_attempt_fits_the_signature(name: str) -> None:
             assert spec.accepts(array.shape)
 
 
-def test_values_depend_on_model_case_and_seed_only() -> None:
-    def image(name: str = "normal-b1", **more: object) -> bytes:
-        return first(plans(**more)[name])["image"].tobytes()  # type: ignore[arg-type]
+def test_values_depend_on_signature_case_and_seed_only() -> None:
+    def image(name: str = "normal-b1", seed: int = 0, key: str = "s") -> bytes:
+        return first(plans(replace(MIXED, key=key), seed)[name])["image"].tobytes()
 
     assert image() == image()
-    assert len({image(), image(model="n"), image(seed=1), image("large")}) == 4
+    assert len({image(), image(key="t"), image(seed=1), image("large")}) == 4
+    # The questions are part of the format: they may not change unnoticed.
+    assert first(plans(one("float32", (2,)))["normal"])["x"].tolist() == PINNED
     b1, other = first(plans()["normal-b1"])["wave"], first(plans(one("complex64", (4,)))["normal"])["x"]
     assert not np.array_equal(b1, other)
 
@@ -78,6 +82,9 @@ def test_open_dimensions() -> None:
     shapes = [case.inputs["image"].shape for case in plans()["normal-b1"].attempts()]
     assert list(dict.fromkeys(shapes)) == [(1, size, size, 3) for size in SIZES]
     assert first(plans()["normal-b3"])["image"].shape == (3, 64, 64, 3)
+    odd = first(plans()["normal-b7"])["image"].shape
+    assert odd == (7, 37, 37, 3)
+    assert all(size % 2 and size % 32 for size in ODD_SIZES)
     assert first(plans()["empty-batch"])["image"].shape == (0, 32, 32, 3)
     unknown = [case.inputs["x"].shape for case in plans(one("float32", None))["normal-b1"].attempts()]
     assert unknown == [(1, 8), (1, 32, 32, 3), (1,)]
@@ -103,7 +110,44 @@ def test_fills() -> None:
     big, small = (np.abs(first(plans()[name])["image"]).max() for name in ("large", "small"))
     assert big > 1e3
     assert 1e-3 < small < 1e-2
+    unit, pixels = (first(plans()[name])["image"] for name in ("unit", "pixels"))
+    assert unit.min() >= 0
+    assert 0.9 < unit.max() <= 1
+    assert set(np.unique(pixels)) == set(range(256))
     assert {type(item) for item in first(plans()["normal-b3"])["text"]} == {bytes}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16", "complex64"])
+def test_denormals_are_subnormal_and_not_zero(dtype: str) -> None:
+    values = first(plans(one(dtype, (500,)))["denormals"])["x"]
+    for part in (values.real, values.imag) if dtype == "complex64" else (values,):
+        size = np.abs(part.astype(np.float64))
+        assert (size > 0).all()
+        assert (size < smallest_normal(values.dtype)).all()
+        assert len(set(part.tolist())) > 50
+        assert (part < 0).any()
+        assert (part > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "has"),
+    [
+        *[("float32", (None, 8, 8, channels), True) for channels in (1, 3, 4)],
+        ("float16", (None, None, None, 3), True),
+        ("float32", (None, 8, 8, 2), False),
+        ("float32", (None, 8, 3), False),
+        ("float32", None, False),
+        ("uint8", (None, 8, 8, 3), False),
+        ("complex64", (None, 8, 8, 3), False),
+    ],
+)
+def test_pixels_are_for_images(dtype: str, shape: tuple[int | None, ...] | None, has: bool) -> None:
+    assert ("pixels" in plans(one(dtype, shape))) == has
+
+
+def test_what_is_no_image_is_normal_among_pixels() -> None:
+    with_vector = Signature("s", (IMAGE, TensorSpec("x", "float32", (400,))), ())
+    assert (first(plans(with_vector)["pixels"])["x"] < 0).any()
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (3,), ()])
@@ -129,70 +173,3 @@ def test_narrow() -> None:
     for wrong in [(1, 8, 8), (1, 8, 8, 4), (1, 8, 8, None)]:
         with pytest.raises(GoldenError, match="does not fit input image"):
             narrow(MIXED, {"image": wrong})
-
-
-PAIR = Signature("pair", (TensorSpec("a/b", "float32", (None,)), TensorSpec("n", "int32", ())), ())
-TEXT = Signature("text", (TensorSpec("t", "string", (None,)),), ())
-A, N = np.ones(2, np.float32), np.int32(3)
-
-
-def test_npz_of_one_case(tmp_path: Path) -> None:
-    np.savez(tmp_path / "mine.npz", **{"a/b": A, "n": N})
-    (case,) = user_cases(str(tmp_path / "mine.npz"), [PAIR, TEXT])
-    assert (case.name, case.signature, case.kind) == ("mine", "pair", CaseKind.USER)
-    assert case.inputs["n"].shape == ()
-
-
-def test_npz_of_several_cases_and_folder(tmp_path: Path) -> None:
-    np.savez(tmp_path / "b.npz", **{"one/a/b": A, "one/n": N, "two/a/b": A[:0], "two/n": N})
-    np.savez(tmp_path / "a.npz", t=np.array([b"x", "ß".encode()]))
-    cases = user_cases(str(tmp_path), [PAIR, TEXT])
-    assert [(case.name, case.kind) for case in cases] == [
-        ("a", CaseKind.USER),
-        ("b-one", CaseKind.USER),
-        ("b-two", CaseKind.EMPTY_BATCH),
-    ]
-    assert cases[0].inputs["t"].tolist() == [b"x", "ß".encode()]
-
-
-def test_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_oracle_inputs.py").write_text(
-        "def good():\n    yield {'t': ['a', b'b']}\n    yield 'named', {'t': ['ü']}\n"
-        "def broken():\n    yield {'t': ['a']}\n    raise OSError('no image')\n"
-        "def odd():\n    yield 7\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    cases = user_cases("my_oracle_inputs:good", [TEXT])
-    assert [case.name for case in cases] == ["good-0", "named"]
-    assert cases[1].inputs["t"].tolist() == ["ü".encode()]
-    for name, what in [("broken", "failed: OSError: no image"), ("odd", "yields int"), ("absent", "cannot find")]:
-        with pytest.raises(GoldenError, match=what):
-            user_cases(f"my_oracle_inputs:{name}", [TEXT])
-
-
-@pytest.mark.parametrize(
-    ("values", "what"),
-    [
-        ({"a/b": A}, "fit no signature"),
-        ({"a/b": A, "n": N, "z": N}, "fit no signature"),
-        ({"a/b": A.astype(np.float64), "n": N}, "is float64, the signature wants float32"),
-        ({"a/b": A[None], "n": N}, r"has shape \[1,2\], the signature wants \[\?\]"),
-        ({"t": A}, "wants strings"),
-    ],
-)
-def test_values_that_do_not_fit(tmp_path: Path, values: dict[str, np.ndarray], what: str) -> None:
-    np.savez(tmp_path / "mine.npz", **values)
-    with pytest.raises(GoldenError, match=what):
-        user_cases(str(tmp_path / "mine.npz"), [PAIR, TEXT])
-
-
-def test_sources_that_are_none(tmp_path: Path) -> None:
-    (tmp_path / "junk.npz").write_bytes(b"PK\x03\x04 not really")
-    np.savez(tmp_path / "objects.npz", t=np.array([b"a"], dtype=object))
-    (tmp_path / "empty").mkdir()
-    for name, what in itertools.chain(
-        [("junk.npz", "cannot be read"), ("objects.npz", "cannot be read"), ("absent.npz", "cannot read")],
-        [("empty", "holds no cases"), ("absent", "no cases at")],
-    ):
-        with pytest.raises(GoldenError, match=what):
-            user_cases(str(tmp_path / name), [TEXT])

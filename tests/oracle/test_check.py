@@ -13,18 +13,19 @@ import pytest
 
 from refimpl import runtime
 from refimpl.errors import BundleError, GoldenError, InternalError, RecipeError, RunError
-from refimpl.oracle import Outcome, Verdict, check
+from refimpl.oracle import CheckOptions, Outcome, Verdict, check
 from refimpl.oracle.cases import CaseKind
 from refimpl.oracle.golden import Golden
 from refimpl.oracle.verdict import IslandNote
 from refimpl.specs import Signature, TensorSpec
-from tests.oracle.fakes import IN_ENGINE, SIGNATURE, FakeBundle, FakeIsland, FakeManifest, make_case, write_golden
+from tests.oracle.fakes import IN_ENGINE, SIGNATURE, FakeBundle, FakeIsland, fake_manifest, make_case, write_golden
 
 Bend = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def judge(bundle: FakeBundle, **options: Any) -> Verdict:
-    return check("some/bundle", bundle.golden.path, open_with=bundle.opener(), **options)
+    told = {name: options.pop(name) for name in ("progress",) if name in options}
+    return check("some/bundle", bundle.golden.path, CheckOptions(**options), open_with=bundle.opener(), **told)
 
 
 def outcomes(verdict: Verdict) -> dict[str, str]:
@@ -197,7 +198,7 @@ def test_our_own_bugs_are_not_verdicts(golden: Golden) -> None:
 
 def test_golden_of_another_model_is_an_error(golden: Golden) -> None:
     with pytest.raises(GoldenError, match="recorded from another SavedModel"):
-        judge(FakeBundle(golden, manifest=FakeManifest(source_sha256="6" * 64)))
+        judge(FakeBundle(golden, manifest=fake_manifest(source_sha256="6" * 64)))
 
 
 def test_a_signature_that_the_bundle_lacks_is_not_run(golden: Golden) -> None:

@@ -57,6 +57,7 @@ def everything(out: Path) -> Golden:
         unstable={"empty": "shape"},
         note="ünï",
         seed=7,
+        labels={"class": np.array([3, 1]), "word": strings(b"a", b"")},
     )
     return write_golden(out, [case], (Signature("all/of it", specs, specs),))
 
@@ -71,6 +72,8 @@ def test_round_trip(tmp_path: Path) -> None:
             assert group[name].shape == array.shape
             assert digest(group[name]) == digest(array)
             assert not group[name].flags.writeable
+    assert {name: array.tolist() for name, array in case.labels.items()} == {"class": [3, 1], "word": [b"a", b""]}
+    assert not case.labels["class"].flags.writeable
     assert case.inputs["string"].tolist() == [b"a\0b\0", b"", b"\xff\xfe", "ß".encode()]
     assert (case.name, case.unstable, case.note, case.seed) == ("../weird name", {"empty": "shape"}, "ünï", 7)
     assert record.dropped[0].reason == "TensorFlow refused: no"
@@ -100,6 +103,24 @@ def edit_index(root: Path, change: Callable[[dict[str, Any]], None], *, seal: bo
         body = {key: value for key, value in index.items() if key not in ("format", "format_version", "sha256")}
         index["sha256"] = golden_module._body_sha256(body)
     (root / INDEX).write_text(json.dumps(index))
+
+
+def to_format_1(index: dict[str, Any]) -> None:
+    """As the first format was: without labels, and with less of a provenance."""
+    index["format_version"] = 1
+    for entry in index["cases"]:
+        assert entry.pop("labels") == []
+    for field in ("threads", "tf32", "processor", "instruction_sets", "libc"):
+        del index["provenance"][field]
+
+
+def test_records_of_format_1_are_read(golden: Golden) -> None:
+    edit_index(golden.path, to_format_1, seal=True)
+    old = read_golden(golden.path)
+    assert [case.name for case in old.cases] == [case.name for case in golden.cases]
+    assert [case.labels for case in old.cases] == [{}] * len(old.cases)
+    assert (old.provenance.threads, old.provenance.processor) == (None, "")
+    assert old.provenance.versions == golden.provenance.versions
 
 
 def first_case(root: Path) -> Path:
@@ -147,7 +168,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "binary index": (lambda g: (g / INDEX).write_bytes(b"\xff\xfe\x00"), "cannot be read"),
     "another JSON": (lambda g: (g / INDEX).write_text('{"format": "x"}'), "is not a golden record"),
     "a JSON list": (lambda g: (g / INDEX).write_text("[]"), "is not a golden record"),
-    "newer": (lambda g: edit_index(g, lambda i: i.update(format_version=2)), "has format 2"),
+    "newer": (lambda g: edit_index(g, lambda i: i.update(format_version=3)), "has format 3"),
     "version 0": (lambda g: edit_index(g, lambda i: i.update(format_version=0)), "format version 0"),
     "version text": (lambda g: edit_index(g, lambda i: i.update(format_version="1")), "format version '1'"),
     "a case left out": (lambda g: edit_index(g, lambda i: i["cases"].pop()), "was changed"),
@@ -158,6 +179,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "cases a number": (lambda g: edit_index(g, lambda i: i.update(cases=3), seal=True), "TypeError"),
     "signature unknown": (lambda g: edit_index(g, lambda i: i.update(signatures=[]), seal=True), "KeyError"),
     "outputs left out": (lambda g: edit_index(g, lambda i: i["cases"][0]["outputs"].pop(), seal=True), "are not those"),
+    "labels missing": (lambda g: edit_index(g, lambda i: i["cases"][0].pop("labels"), seal=True), "'labels'"),
+    "label unknown": (
+        lambda g: edit_index(
+            g, lambda i: i["cases"][0].update(labels=[dict(i["cases"][0]["inputs"][0], name="y")]), seal=True
+        ),
+        "label/y",
+    ),
     "no outputs": (lambda g: edit_index(g, lambda i: i["cases"][0].update(outputs=[]), seal=True), "are not those"),
     "path outside": (
         lambda g: edit_index(g, lambda i: i["cases"][0].update(file="cases/../../x.npz"), seal=True),
@@ -177,7 +205,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "recorded SHA-256",
     ),
     "other arrays": (other_arrays, "'scores' does not have the recorded SHA-256"),
-    "pickled objects": (pickled, "allow_pickle"),
+    "pickled objects": (pickled, "'input/x' holds Python objects"),
     "stray case": (lambda g: shutil.copy(first_case(g), g / "cases/999.npz"), "does not list cases/999.npz"),
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refimpl import env
+from refimpl import bundle, env
 from refimpl.errors import GoldenError, RunError, SourceError
 from refimpl.oracle import check, record
 from refimpl.oracle.arrays import digest
@@ -22,7 +22,7 @@ from refimpl.oracle.cases import CaseKind
 from refimpl.oracle.golden import Golden, GoldenCase
 from refimpl.oracle.runners import SavedModelRunner, tree_sha256
 from tests.oracle import saved_models
-from tests.oracle.fakes import FakeBundle, FakeManifest
+from tests.oracle.fakes import FakeBundle, fake_manifest
 from tests.oracle.saved_models import spec, tf
 
 
@@ -90,6 +90,10 @@ def test_provenance(recorded: Golden, model: Path) -> None:
     assert provenance.source_name == "model"
     assert provenance.onednn == ("off" if env.onednn_is_off() else "TensorFlow's default")
     assert set(provenance.versions) == {"python", "tensorflow", "numpy", "refimpl"}
+    assert (provenance.threads, provenance.tf32) == (1, "off: no GPU is used")
+    assert provenance.processor == env.processor()
+    assert provenance.instruction_sets == env.instruction_sets()
+    assert provenance.libc
     assert provenance.recorded_on.endswith("+00:00")
     text = (recorded.path / "golden.json").read_text()
     assert str(model.parent) not in text
@@ -109,6 +113,19 @@ def test_recording_twice_gives_the_same_arrays(model: Path, tmp_path: Path) -> N
     assert [index["provenance"]["onednn"] for index in indexes] == ["off", "off"]
 
 
+def test_another_model_of_the_same_signature_is_asked_the_same(tmp_path: Path) -> None:
+    """Weights that were trained further change the digest of the SavedModel, and none of the questions."""
+    made = []
+    for name, factor in (("a", 2.0), ("b", 3.0)):
+        model = saved_models.from_function(
+            tmp_path / name, lambda x, factor=factor: {"y": x * factor}, spec([None, 4], tf.float32, "x")
+        )
+        made.append(record(model, tmp_path / f"golden-{name}"))
+    assert made[0].provenance.source_sha256 != made[1].provenance.source_sha256
+    for first, second in zip(made[0].cases, made[1].cases, strict=True):
+        assert digest(first.inputs["x"]) == digest(second.inputs["x"])
+
+
 def test_the_seed_varies_the_values(recorded: Golden, model: Path, tmp_path: Path) -> None:
     other = record(model, tmp_path / "g", seed=1, signatures=["serving_default"])
     assert list(other.signatures) == ["serving_default"]
@@ -117,7 +134,7 @@ def test_the_seed_varies_the_values(recorded: Golden, model: Path, tmp_path: Pat
 
 
 def test_the_recorded_model_passes_its_own_check(recorded: Golden) -> None:
-    manifest = FakeManifest(source_sha256=recorded.provenance.source_sha256)
+    manifest = fake_manifest(source_sha256=recorded.provenance.source_sha256)
     verdict = check("b", recorded.path, open_with=FakeBundle(recorded, manifest=manifest).opener())
     assert verdict.passed
     assert len(verdict.cases) == len(recorded.cases) > 10
@@ -290,6 +307,18 @@ def test_errors_of_the_source(model: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no signature 'predict' in model") as caught:
         record(model, tmp_path / "g", signatures=["predict"])
     assert "embed, look_up, serving_default" in caught.value.hint
+
+
+@pytest.mark.parametrize("kept", [bundle.POINTER, bundle.MANIFEST])
+def test_a_bundle_is_refused(tmp_path: Path, kept: str) -> None:
+    """It is a SavedModel too, but it must not be its own judge; a file of it that got lost changes nothing."""
+    model = saved_models.several(tmp_path / "m")
+    (model / kept).parent.mkdir(exist_ok=True)
+    (model / kept).write_text("{}")
+    with pytest.raises(SourceError, match="m is a bundle") as caught:
+        record(model, tmp_path / "g")
+    assert "record the SavedModel it was made from" in caught.value.hint
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
 
 
 def test_lost_variables_are_the_sources_fault(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ import tensorflow as tf
 import refimpl
 from refimpl.converter.precision import choose as choose_module
 from refimpl.converter.precision.choose import Chooser, run_order
-from refimpl.converter.precision.metrics import metric_of
 from refimpl.converter.samples import Sample
 from refimpl.errors import RecipeError
+from refimpl.metrics import metric_of
 from tests.models_ops import normal, spec
 from tests.precision.helpers import (
     Tiny,

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from refimpl.converter.precision.accuracy import Accuracy, accuracy, worst
+from refimpl.accuracy import Accuracy, accuracy, worst
 from refimpl.converter.precision.observe import Maxima, maxima, multiplications
 from refimpl.numerics import disagreement
 from refimpl.tolerance import TABLE, tolerance_for

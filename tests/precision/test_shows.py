@@ -218,9 +218,9 @@ def test_an_encoder_is_rounded_where_the_graph_says(tmp_path: Path) -> None:
 
 
 def test_a_plain_session_is_too_optimistic_about_a_cnn(trained: Digits) -> None:
-    """A little, about four layers; about the 50 of ResNet50 much more: the docs have the figure."""
+    """It neither rounds at every tensor nor inside of sums."""
     plain, ours = prediction.errors(trained.convert(precision="fp16"))
-    assert 0 < 1.1 * plain < ours < 1e-3
+    assert 0 < 2 * plain < ours < 2e-3
 
 
 # The guide's example.

@@ -143,7 +143,7 @@ DEFAULT = Recipe()
 
 def recipe(base: Recipe = DEFAULT, strategy: str = "", **changes: object) -> Recipe:
     given = trt.DEFAULT_TRT_CONVERSION_PARAMS._replace(**changes)
-    return params.recipe_for(given, base, strategy=strategy, tags=("serve",), key="k", tf32=False)
+    return params.recipe_for(given, base, strategy=strategy, tags=("serve",), key="k")
 
 
 def test_the_recipe_of_the_defaults(monkeypatch):

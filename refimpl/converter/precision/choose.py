@@ -22,12 +22,12 @@ import numpy as np
 from refimpl.artifacts import Array
 from refimpl.converter.lower import OpGraph
 from refimpl.converter.native import NativeGraph
-from refimpl.converter.precision.metrics import Metric
 from refimpl.converter.precision.refine import Refined, Refiner
 from refimpl.converter.precision.rewrite import LEVELS, Lift
 from refimpl.converter.samples import Sample
 from refimpl.engines import OpenEngine, onnxruntime
 from refimpl.errors import RecipeError
+from refimpl.metrics import Metric
 from refimpl.numerics import has_nonfinite
 
 Tell = Callable[[str], None]

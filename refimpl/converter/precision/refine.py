@@ -15,9 +15,9 @@ from typing import Any
 
 import onnx
 
+from refimpl.accuracy import LOW_COSINE, Accuracy, accuracy, worst
 from refimpl.artifacts import Array
 from refimpl.converter import verify
-from refimpl.converter.precision.accuracy import LOW_COSINE, Accuracy, accuracy, worst
 from refimpl.converter.precision.assigned import Assigned, summary
 from refimpl.converter.precision.faults import rewrite_fault
 from refimpl.converter.precision.quantize import place
@@ -32,7 +32,7 @@ Tell = Callable[[str], None]
 _IDLE = frozenset("Relu LeakyRelu Clip MaxPool Transpose Reshape Concat Split Slice Squeeze Unsqueeze Identity".split())
 # The embedded engine may use up half of a tolerance. The other half is for the GPU, which sums in another order and in
 # other widths: an island that only just agrees here was seen to disagree, only just, on an H100.
-_OURS = 0.5
+OURS = 0.5
 _SENSITIVE = "{precision} of it alone costs the island a relative error of {error:.2g}"
 
 
@@ -61,7 +61,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Refined:
-    """An island in its precision: the file, and what the comparison with TensorFlow said."""
+    """An island in its precision: the file, what the comparison with TensorFlow said, and who can make it otherwise."""
 
     file: Path
     precision: str  # row of the tolerance table; "fp32" when nothing could be lowered
@@ -71,6 +71,8 @@ class Refined:
     notes: tuple[str, ...] = ()
     lifts: Mapping[str, Lift] = field(default_factory=dict)
     faulty: bool = False  # the rewrite stored other numbers than the model's: nothing is to be saved of it
+    asked: str = ""  # the precision that was asked for
+    refiner: Refiner | None = None
 
 
 class Refiner:
@@ -106,7 +108,7 @@ class Refiner:
 
     def attempt(self, precision: str, lifts: Mapping[str, Lift]) -> Refined | None:
         """Rewrite, write, run, compare; None when no layer is lowered at all. What the user keeps is lifted, too."""
-        lifts = {**lifts, **self._task.keep}
+        asked, lifts = precision, {**self._task.keep, **lifts}
         rewritten = rewrite(self._task.model, precision, self._task.ranges, lifts)
         if not rewritten.changed:
             return None
@@ -117,7 +119,17 @@ class Refiner:
         thresholds = self._task.ranges.thresholds if precision == "int8" else {}
         if fault := rewrite_fault(self._task.model, rewritten.model, thresholds):
             finding = replace(finding, problem=f"its rewrite is wrong: {fault}")
-        return Refined(file, precision, rewritten.layers, finding, found, lifts=lifts, faulty=bool(fault))
+        return Refined(
+            file,
+            precision,
+            rewritten.layers,
+            finding,
+            found,
+            lifts=lifts,
+            faulty=bool(fault),
+            asked=asked,
+            refiner=self,
+        )
 
     def ranked(self, precision: str, level: str) -> list[tuple[str, Lift]]:
         """Layers in ``precision``, the one that costs most first, each with the lift to ``level`` and its reason."""
@@ -189,7 +201,7 @@ class Refiner:
             return Finding(finite_only=True), Accuracy(float("nan"), float("nan"))
         recorder = _Recorder(engine)
         task = self._task
-        finding = verify.judge_engine(recorder, task.evidence, task.leaving, precision, task.ops, _OURS)
+        finding = verify.judge_engine(recorder, task.evidence, task.leaving, precision, task.ops, OURS)
         if finding.problem:
             self._disagreed = max(len(recorder.outputs) - 1, 0)
         pairs = zip(task.evidence, recorder.outputs, strict=False)  # it stops at the first that disagrees

@@ -20,18 +20,21 @@ from refimpl.converter.fake_quant_exact import TYPES as FAKE_QUANT
 from refimpl.converter.islands import Lowered, Shipped
 from refimpl.converter.lower import OpGraph
 from refimpl.converter.native import NativeGraph
+from refimpl.converter.precision import tf32
 from refimpl.converter.precision.assigned import matching, tf_op_of
 from refimpl.converter.precision.calibrate import warnings_of
 from refimpl.converter.precision.choose import Chooser, Option, Tried
-from refimpl.converter.precision.metrics import metric_of
+from refimpl.converter.precision.int8_rules import LAYER_OPS
 from refimpl.converter.precision.observe import multiplications
 from refimpl.converter.precision.quantize import named, tensors_to_observe
 from refimpl.converter.precision.refine import Refined, Refiner, Task, describe, load_model
 from refimpl.converter.precision.rewrite import Lift, Ranges
 from refimpl.converter.precision.watch import Prepared, prepare, typical, watch
 from refimpl.converter.samples import Sample
-from refimpl.engines import onnxruntime
+from refimpl.engines import onnxruntime, tensorrt
+from refimpl.engines.rounding import TF32
 from refimpl.errors import RecipeError
+from refimpl.metrics import metric_of
 from refimpl.recipe import Recipe
 
 Tell = Callable[[str], None]
@@ -126,13 +129,13 @@ class PrecisionStage:
             quantized: lowers an island's own fake quantization as Q/DQ.
         """
         if self.recipe.precision == "fp32":
-            return [iter([_as_lowered(island)]) for island in islands]
+            return [self._as_it_is(island) for island in islands]
         prepared = [None if island.precision == "half" else self._prepare(island) for island in islands]
         ready = [item for item in prepared if item is not None]
         self._batches = watch(ready, self.graph, self.native, self.samples, self.tell)
         chosen = self._choose(ready) if self.recipe.precision == "auto" and ready else {}
         return [
-            iter([_as_lowered(island, _OWN_HALF)]) if item is None else self._forms(item, quantized, chosen)
+            self._as_it_is(island, _OWN_HALF) if item is None else self._forms(item, quantized, chosen)
             for island, item in zip(islands, prepared, strict=True)
         ]
 
@@ -210,7 +213,17 @@ class PrecisionStage:
                 item.notes = (*item.notes, f"not in {precision}: {refined.finding.problem}")
             else:
                 yield _shipped(refined, item)
-        yield _as_lowered(item.lowered, *item.notes)
+        yield from self._as_it_is(item.lowered, *item.notes)
+
+    def _as_it_is(self, island: Lowered, *notes: str) -> Iterator[Shipped]:
+        """In the model's own precision; with TF32 if the user allows it and the island stands it."""
+        if self.recipe.tf32 and island.precision == "fp32":
+            file, finding = tf32.attempt(island, [self.graph.ops[name].type for name in island.ops], self._name())
+            if not finding.problem:
+                yield Shipped(file, "tf32", finding, (*island.notes, *notes))
+            else:
+                notes = (*notes, f"TF32 is off for it: with it, {finding.problem}")
+        yield _as_lowered(island, *notes)
 
     def _task(self, item: Prepared) -> Task:
         return Task(
@@ -239,10 +252,20 @@ class PrecisionStage:
                 kept.setdefault(node.name, "fake quantization is exact in float32 only")
         return {name: Lift("fp32", reason) for name, reason in kept.items()}
 
+    def _not_built(self, model: Any) -> dict[str, Lift]:
+        """Layers that the TensorRT at hand cannot build in int8: known before a whole island is tried."""
+        if tensorrt.NAME not in self.recipe.engines:
+            return {}
+        kinds = {node.op_type for node in model.graph.node} & LAYER_OPS
+        problems = {kind: why for kind in sorted(kinds) if (why := tensorrt.int8_problem(kind))}
+        nodes = [node for node in model.graph.node if node.op_type in problems]
+        return {node.name: Lift("fp16", problems[node.op_type].partition(": ")[0]) for node in nodes}
+
     def _refiner(self, task: Task, item: Prepared) -> Refiner:
         plain = onnxruntime.PLAIN if onnxruntime.PLAIN in item.file.name else "."
+        marks = f"{plain}{TF32.removeprefix('.')}" if self.recipe.tf32 else plain
         return Refiner(
-            task, self.folder, self._name(), f"{plain}{onnxruntime.HALF_SUFFIX.removeprefix('.')}", self.tell
+            task, self.folder, self._name(), f"{marks}{onnxruntime.HALF_SUFFIX.removeprefix('.')}", self.tell
         )
 
     def _int8(self, item: Prepared, task: Task, quantized: Quantize) -> Refined | None:
@@ -250,7 +273,8 @@ class PrecisionStage:
             return self._own_int8(item, task, quantized)
         thresholds = {name: seen.threshold for name, seen in self._thresholds(item).items()}
         # Made-up samples are not like the data that a table was made from: where they disagree they prove nothing.
-        task = replace(task, ranges=replace(task.ranges, thresholds=thresholds), repair=self.samples is not None)
+        ranges, keep = replace(task.ranges, thresholds=thresholds), {**self._not_built(task.model), **task.keep}
+        task = replace(task, ranges=ranges, keep=keep, repair=self.samples is not None)
         refined = self._refiner(task, item).refine("int8")
         if refined is not None and refined.finding.problem and self.samples is None:
             raise RecipeError(
@@ -262,7 +286,7 @@ class PrecisionStage:
     def _own_int8(self, item: Prepared, task: Task, quantized: Quantize) -> Refined | None:
         """Int8 from the model's own ranges."""
         model = named(load_model(quantized(item.lowered.ops)))
-        kept = self._kept(model, item.lowered)
+        kept = {**self._not_built(model), **self._kept(model, item.lowered)}
         missing = [(layer, tensor) for layer, tensor in fake_quant.missing_ranges(model) if layer not in kept]
         if missing:
             layer, tensor = missing[0]
@@ -290,10 +314,34 @@ class PrecisionStage:
         return found
 
 
+@dataclass(frozen=True)
+class _Repair:
+    """See :class:`refimpl.converter.islands.Repair`."""
+
+    refined: Refined
+    item: Prepared
+
+    def lifted(self, lifts: Mapping[str, Lift]) -> Shipped | None:
+        refined = self.refined
+        assert refined.refiner is not None
+        made = refined.refiner.attempt(refined.asked, {**refined.lifts, **lifts})
+        if made is None or made.finding.problem:
+            return None
+        return _shipped(replace(made, notes=refined.notes), self.item)
+
+    def ranked(self) -> list[tuple[str, Lift]]:
+        refined = self.refined
+        assert refined.refiner is not None
+        exact = {name for name, lift in refined.lifts.items() if lift.precision == "fp32"}
+        return [item for item in refined.refiner.ranked(refined.asked, "fp32") if item[0] not in exact]
+
+
 def _shipped(refined: Refined, item: Prepared) -> Shipped:
     notes = (*item.lowered.notes, *describe(refined), *item.notes)
     found = None if math.isnan(refined.accuracy.relative) else refined.accuracy
-    return Shipped(refined.file, refined.precision, refined.finding, notes, refined.layers, found)
+    return Shipped(
+        refined.file, refined.precision, refined.finding, notes, refined.layers, found, _Repair(refined, item)
+    )
 
 
 def _as_lowered(island: Lowered, *notes: str) -> Shipped:

@@ -1,0 +1,137 @@
+"""Memory of an engine: blocks on the GPU with a bound on what is kept, and page-locked twins on the host."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from refimpl.engines.tensorrt.cuda import OUT_OF_MEMORY, CudaError, Device
+
+Array = np.ndarray[Any, Any]
+
+
+class Memory:
+    """Allocates on one GPU, keeps freed blocks for the next call, and gives them all back when memory runs out.
+
+    Args:
+        device: the GPU.
+        keep_bytes: how many bytes of freed blocks are kept at most.
+    """
+
+    def __init__(self, device: Device, keep_bytes: int) -> None:
+        self.device = device
+        self._keep, self._kept = keep_bytes, 0
+        self._idle: dict[int, list[int]] = {}  # size -> addresses
+        self._lock = threading.Lock()
+        self.used = 0  # bytes that are out or kept
+
+    def take(self, nbytes: int, make_room: Callable[[], None] = lambda: None) -> int:
+        """The address of a block of at least so many bytes.
+
+        Args:
+            nbytes: may be 0; the block is of one byte then.
+            make_room: called before the second and last try when memory runs out.
+
+        Raises:
+            CudaError: there is not enough memory, or the GPU fails.
+        """
+        size = max(nbytes, 1)
+        with self._lock:
+            if self._idle.get(size):
+                self._kept -= size
+                return self._idle[size].pop()
+        try:
+            address = self.device.allocate(size)
+        except CudaError as error:
+            if error.code != OUT_OF_MEMORY:
+                raise
+            self.trim()
+            make_room()
+            address = self.device.allocate(size)
+        with self._lock:
+            self.used += size
+        return address
+
+    def give(self, address: int, nbytes: int) -> None:
+        """Take a block back, to keep or to free."""
+        size = max(nbytes, 1)
+        with self._lock:
+            if self._kept + size <= self._keep:
+                self._kept += size
+                self._idle.setdefault(size, []).append(address)
+                return
+        self._free(address, size)
+
+    def drop(self, address: int, nbytes: int) -> None:
+        """Free a block at once."""
+        self._free(address, max(nbytes, 1))
+
+    def trim(self) -> None:
+        """Free every block that is only kept."""
+        with self._lock:
+            idle, self._idle, self._kept = self._idle, {}, 0
+        for size, addresses in idle.items():
+            for address in addresses:
+                self._free(address, size)
+
+    def keep_nothing(self) -> None:
+        """From now on every block that comes back is freed, and so are those that are kept."""
+        self._keep = 0
+        self.trim()
+
+    def _free(self, address: int, size: int) -> None:
+        self.device.free(address)
+        with self._lock:
+            self.used -= size
+
+
+class Staged:
+    """Memory of one tensor: a block on the GPU, and page-locked memory of the host that it is copied from or to.
+
+    Args:
+        memory: where the block comes from.
+        nbytes: size of the tensor.
+        on_host: TensorRT reads or writes this tensor on the host: no block is needed.
+        make_room: see :meth:`Memory.take`.
+    """
+
+    def __init__(self, memory: Memory, nbytes: int, *, on_host: bool, make_room: Callable[[], None]) -> None:
+        self._memory, self.nbytes, self._on_host = memory, nbytes, on_host
+        self.device = 0
+        self._pinned = memory.device.allocate_pinned(max(nbytes, 1))
+        try:
+            if not on_host:
+                self.device = memory.take(nbytes, make_room)
+        except BaseException:
+            memory.device.free_pinned(self._pinned)
+            raise
+        raw: Any = (ctypes.c_uint8 * max(nbytes, 1)).from_address(self._pinned)
+        self.bytes: Array = np.frombuffer(raw, np.uint8)[:nbytes]  # the host's side
+
+    @property
+    def address(self) -> int:
+        """What TensorRT is told."""
+        return self._pinned if self._on_host else self.device
+
+    def upload(self, stream: int) -> None:
+        """Enqueue the copy to the GPU."""
+        if self.nbytes and not self._on_host:
+            self._memory.device.to_device(self.device, self._pinned, self.nbytes, stream)
+
+    def download(self, stream: int) -> None:
+        """Enqueue the copy from the GPU."""
+        if self.nbytes and not self._on_host:
+            self._memory.device.to_host(self._pinned, self.device, self.nbytes, stream)
+
+    def close(self) -> None:
+        """Free both sides; :attr:`bytes` must not be used any more."""
+        self.bytes = np.empty(0, np.uint8)
+        try:
+            if not self._on_host:
+                self._memory.drop(self.device, self.nbytes)
+        finally:
+            self._memory.device.free_pinned(self._pinned)

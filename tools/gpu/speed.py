@@ -1,0 +1,225 @@
+"""How fast engines run on the GPU that is here, and where the time goes.
+
+    python -m tools.gpu.speed                         # docs/benchmarks/gpu-speed.md and .json
+    python -m tools.gpu.speed --only ResNet50         # some models
+
+Each model is converted there in float16, unverified: `tools.gpu.prediction` is what compares answers. Five ways to
+run its first island are timed, medians of many calls, on the clock of the host unless it says otherwise:
+
+* *kernels*: TensorRT's enqueue alone, by CUDA events, inputs and outputs on the GPU
+* *kernels, graph*: the same, replayed as a CUDA graph
+* *bare*: enqueue, with copies from and to page-locked memory, waited for: the least that a caller pays
+* *engine*: `TrtEngine.run` as the runtime calls it, from NumPy arrays to NumPy arrays
+* *stitched*: the whole model through `tf.saved_model.load`, as TensorFlow calls it
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import refimpl
+from refimpl import bundle
+from refimpl.engines import tensorrt
+from tools.figures import measure, photos
+from tools.gpu import record
+from tools.gpu.bare import Bare
+from tools.gpu.record import Check
+
+_CALLS, _ENQUEUES, _REPEATS = 60, 20, 7
+_LAYERS = 12  # of the account that are shown
+_TARGETS = {("ResNet50", 1): ("kernels, graph", 0.42), ("ResNet50", 64): ("kernels, graph", 64 / 20_000 * 1e3)}
+WAYS = ("kernels", "kernels, graph", "bare", "engine", "stitched")
+Array = Any
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model whose only input has a batch in front."""
+
+    make: Callable[[Path], Any]
+    name: str  # of the input
+    shape: tuple[int, ...]  # of one row
+
+
+def _encoder(target: Path) -> None:
+    """Six layers of a transformer's encoder, 768 wide, over 128 positions, 12 heads."""
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(5)
+    x = given = keras.Input((128, 768), name="x")
+    for _ in range(6):
+        y = layers.MultiHeadAttention(12, 64)(x, x)
+        x = layers.LayerNormalization()(layers.Add()([x, y]))
+        y = layers.Dense(768)(layers.Dense(3072, activation="gelu")(x))
+        x = layers.LayerNormalization()(layers.Add()([x, y]))
+    keras.Model(given, x).export(target, verbose=False)
+
+
+SUBJECTS = {
+    "ResNet50": Subject(lambda target: photos.network("ResNet50", target), "image", (224, 224, 3)),
+    "encoder": Subject(_encoder, "x", (128, 768)),
+}
+BATCHES = (1, 64)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model at one batch size: milliseconds by way, and the layers that take most."""
+
+    model: str
+    batch: int
+    ms: Mapping[str, float]
+    first_call_s: float  # of an engine that was just opened: memory, kernels compiled at run time
+    counts: Mapping[str, int]  # how the engine ran its calls
+    layers: Sequence[tuple[str, float]]
+    says: str  # what could not be timed, and why
+
+
+def median_ms(call: Callable[[], object], calls: int = _CALLS) -> float:
+    """Median time of a call, in milliseconds, after three that are not counted."""
+    for _ in range(3):
+        call()
+    times = []
+    for _ in range(calls):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return 1e3 * statistics.median(times)
+
+
+def timed(name: str, subject: Subject, folder: Path, batch: int) -> Row:
+    """Time one converted model at one batch size."""
+    manifest = bundle.read(folder, check_files=False)
+    value = np.random.default_rng(batch).standard_normal((batch, *subject.shape)).astype(np.float32)
+    function = _stitched(folder, subject, value)
+    if len(manifest.islands) != 1:
+        says = f"{len(manifest.islands)} islands: only the whole was timed"
+        return Row(name, batch, {"stitched": median_ms(function)}, 0.0, {}, (), says)
+    (file,) = [folder / item.file for item in manifest.islands[0].engines if item.kind == "tensorrt"]
+    began = time.perf_counter()
+    engine = tensorrt.open(file)
+    engine.run([value])
+    first = time.perf_counter() - began
+    ms = {"engine": median_ms(lambda: engine.run([value])), "stitched": median_ms(function)}
+    layers = sorted(engine.layer_milliseconds([value]), key=lambda item: -item[1])[:_LAYERS]
+    counts = engine.counts()
+    engine.close()
+    try:
+        bare = Bare(file, value)
+    except refimpl.errors.RunError as error:
+        return Row(name, batch, ms, first, counts, layers, f"bare: {error.message}")
+    ms["bare"] = median_ms(bare.call)
+    says = ""
+    for way, graph in (("kernels", False), ("kernels, graph", True)):
+        try:
+            ms[way] = bare.kernels_ms(_ENQUEUES, _REPEATS, graph=graph)
+        except refimpl.errors.RunError as error:
+            says = f"{way}: {error.message}"
+    bare.close()
+    return Row(name, batch, {way: ms[way] for way in WAYS if way in ms}, first, counts, layers, says)
+
+
+def _stitched(folder: Path, subject: Subject, value: Array) -> Callable[[], object]:
+    """The model as TensorFlow calls it, every output read.
+
+    Raises:
+        RuntimeError: TensorRT does not run it.
+    """
+    import tensorflow as tf
+
+    result = refimpl.load(folder).run({subject.name: value})
+    if {run.engine for run in result.islands} != {"tensorrt"}:
+        raise RuntimeError(f"TensorRT does not run it: {result.islands}")
+    signature = tf.saved_model.load(str(folder)).signatures["serving_default"]
+    tensor = tf.constant(value)
+    return lambda: [output.numpy() for output in signature(**{subject.name: tensor}).values()]
+
+
+def checks(rows: Sequence[Row]) -> list[Check]:
+    """What the numbers ought to be."""
+    found = []
+    for row in rows:
+        if "bare" in row.ms:
+            ratio = row.ms["stitched"] / row.ms["bare"]
+            what = f"{row.model}, batch {row.batch}: the stitched call within 10 % of bare enqueue plus copies"
+            found.append(Check(what, f"{ratio:.2f} times", holds=ratio <= 1.1))
+        if (target := _TARGETS.get((row.model, row.batch))) is not None:
+            way, limit = target
+            ms = row.ms.get(way)
+            what = f"{row.model}, batch {row.batch}, {way}: at most {limit:.2f} ms"
+            said = "not timed" if ms is None else f"{ms:.3f} ms, {row.batch / ms * 1e3:.0f} a second"
+            found.append(Check(what, said, holds=None if ms is None else ms <= limit))
+    return found
+
+
+def markdown(data: Mapping[str, Any]) -> str:
+    """The record for people."""
+    about = (__doc__ or "").split("\n\n", 2)[2].strip()
+    lines = ["# Speed on the GPU", "", "Written by `python -m tools.gpu.speed`; do not edit.", "", about, ""]
+    lines += [record.machine_line(data), "", f"| model | batch | {' | '.join(WAYS)} | first call |", "|---" * 8 + "|"]
+    for row in data["rows"]:
+        numbers = [f"{row['ms'][way]:.3f} ms" if way in row["ms"] else "-" for way in WAYS]
+        lines.append(f"| {row['model']} | {row['batch']} | {' | '.join(numbers)} | {row['first_call_s']:.2f} s |")
+    lines += ["", *record.checks_table(data["checks"])]
+    for row in data["rows"]:
+        lines += [
+            "",
+            f"## {row['model']}, batch {row['batch']}",
+            "",
+            f"{row['says']} Calls of the engine: {row['counts']}",
+        ]
+        if row["layers"]:
+            lines += ["", "| layer, as TensorRT profiles it | ms |", "|---|---|"]
+            lines += [f"| `{name.replace('|', '/')[:120]}` | {ms:.4f} |" for name, ms in row["layers"]]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert, time and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", default=",".join(SUBJECTS), help="models, with commas")
+    parser.add_argument("--out", type=Path, default=record.OUT)
+    given = parser.parse_args(argv)
+    if reason := tensorrt.why_not_here():
+        print(f"nothing can be timed: {reason}", file=sys.stderr)
+        return 2
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in given.only.split(","):
+            subject, model, target = SUBJECTS[name], Path(scratch) / name, Path(scratch) / f"{name}-fp16"
+            subject.make(model)
+            shapes = tuple((subject.name, (batch, *subject.shape)) for batch in BATCHES)
+            kinds = ("onnxruntime", "tensorrt")
+            made = measure.convert(
+                model, target, None, precision="fp16", engines=kinds, verify=False, profile="optimal", shapes=shapes
+            )
+            print(f"{name}: converted in {made.seconds:.0f} s", file=sys.stderr, flush=True)
+            for batch in BATCHES:
+                rows.append(timed(name, subject, target, batch))
+                print(rows[-1], file=sys.stderr, flush=True)
+                _write(given.out, rows)  # what there is, should the rest not come to an end
+    return 0
+
+
+def _write(folder: Path, rows: Sequence[Row]) -> None:
+    data = {
+        **record.machine(),
+        "rows": [asdict(row) for row in rows],
+        "checks": [asdict(check) for check in checks(rows)],
+    }
+    record.write(folder, "gpu-speed", data, markdown(data))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

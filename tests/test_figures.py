@@ -119,3 +119,8 @@ def test_the_docs_hold_what_was_measured():
     guide = precision.GUIDE.read_text(encoding="utf-8")
     assert report.filled(guide, data) == guide
     assert guide.count("<!-- end -->") == len(precision.SECTIONS)
+
+
+@pytest.mark.slow
+def test_networks_pass_a_change_on_and_do_not_multiply_it():
+    assert 0.5 < photos.gain("MobileNetV2") < 4

@@ -29,7 +29,7 @@ ROOM = PACKAGE / "engines" / "tensorrt"
 PROBED = {
     "Runtime.get_engine_validity", "ICudaEngine.create_runtime_config", "IRuntimeConfig.create_runtime_cache",
     "IRuntimeConfig.set_runtime_cache", "IExecutionContext.is_stream_capturable",
-    "IBuilderConfig.set_compute_capability",
+    "IBuilderConfig.set_compute_capability", "Builder.build_serialized_network_to_stream",
     "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy", "IBuilderConfig.num_compute_capabilities",
 }  # fmt: skip
 

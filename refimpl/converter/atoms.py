@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -23,17 +24,19 @@ class Atoms:
     graph: gs.Graph
     nodes: Mapping[str, tuple[gs.Node, ...]]  # TensorFlow op -> ONNX nodes of its atom
     refused: Mapping[str, str]  # TensorFlow op -> why it cannot be in an island
+    folder: Path  # where weights lie that are too large to be in the graph
 
 
-def lower_atoms(graph: OpGraph, refused: Mapping[str, str]) -> Atoms:
+def lower_atoms(graph: OpGraph, refused: Mapping[str, str], folder: Path) -> Atoms:
     """Lower every op that is not refused, all at once; if tf2onnx breaks down, find the op that breaks it.
 
     Args:
         graph: the signature.
         refused: ops to leave out, with reasons.
+        folder: where weights are written that are too large to be in the graph.
     """
     reasons = dict(refused)
-    parts = _lower_parts(graph, [name for name in graph.ops if name not in refused], reasons)
+    parts = _lower_parts(graph, [name for name in graph.ops if name not in refused], reasons, folder)
     whole = parts[0] if parts else gs.Graph(nodes=[], inputs=[], outputs=[], opset=lower.OPSET)
     for index, part in enumerate(parts[1:], 1):
         _merge(whole, part, f"part{index}/")
@@ -46,7 +49,7 @@ def lower_atoms(graph: OpGraph, refused: Mapping[str, str]) -> Atoms:
         nodes[op.name] = found
         if reason := next(filter(None, map(onnxgraphs.refusal_of, found)), "") or _rounds_integers(op, found, graph):
             reasons[op.name] = reason
-    return Atoms(whole, nodes, spread_over_groups(graph, reasons))
+    return Atoms(whole, nodes, spread_over_groups(graph, reasons), folder)
 
 
 def _rounds_integers(op: Op, nodes: Sequence[gs.Node], graph: OpGraph) -> str:
@@ -60,12 +63,12 @@ def _rounds_integers(op: Op, nodes: Sequence[gs.Node], graph: OpGraph) -> str:
     return ""
 
 
-def _lower_parts(graph: OpGraph, ops: list[str], reasons: dict[str, str]) -> list[gs.Graph]:
+def _lower_parts(graph: OpGraph, ops: list[str], reasons: dict[str, str], folder: Path) -> list[gs.Graph]:
     if not ops:
         return []
     try:
         model, weights = lower.to_onnx(graph, ops, marked=True)
-        return [onnxgraphs.import_with_weights(model, weights)]
+        return [onnxgraphs.import_with_weights(model, weights, folder)]
     except Exception as error:  # noqa: BLE001  tf2onnx raises anything; which op made it do so is found by halving
         groups = list(dict.fromkeys(graph.ops[name].group for name in ops))
         if len(groups) == 1:
@@ -74,8 +77,8 @@ def _lower_parts(graph: OpGraph, ops: list[str], reasons: dict[str, str]) -> lis
             return []
         first = set(groups[: len(groups) // 2])
         return [
-            *_lower_parts(graph, [name for name in ops if graph.ops[name].group in first], reasons),
-            *_lower_parts(graph, [name for name in ops if graph.ops[name].group not in first], reasons),
+            *_lower_parts(graph, [name for name in ops if graph.ops[name].group in first], reasons, folder),
+            *_lower_parts(graph, [name for name in ops if graph.ops[name].group not in first], reasons, folder),
         ]
 
 

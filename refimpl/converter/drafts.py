@@ -73,7 +73,7 @@ class Inspection:
 
     def _sorted(self) -> Atoms:
         if self._atoms is None:
-            self._atoms = lower_atoms(self._graph, self._refused)
+            self._atoms = lower_atoms(self._graph, self._refused, self._folder)
         return self._atoms
 
     def _draft(self, ops: tuple[str, ...]) -> Path | None:
@@ -95,7 +95,7 @@ class Inspection:
         A float may be made of an integer by the model's own Cast, or for ops that compute in floats; where only
         integers go in and come out it rounds, and which op that belongs to is seen by atoms only.
         """
-        graph = gs.import_onnx(model)
+        graph = gs.import_onnx(model).cleanup()  # of casts, say, that no comparison reads any more
         if any(onnxgraphs.refusal_of(node) for node in graph.nodes):
             return True
         casts = {op for op in ops if self._graph.ops[op].type == "Cast"}

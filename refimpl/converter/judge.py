@@ -23,8 +23,8 @@ class Judge(Protocol):
 
     name: str
 
-    def refused_nodes(self, model: Any) -> tuple[dict[str, str], bool]:
-        """Node names with reasons, and whether the whole graph is taken."""
+    def refused_nodes(self, model: Any, folder: Path = Path()) -> tuple[dict[str, str], bool]:
+        """Node names with reasons, and whether the whole graph is taken; large weights lie in ``folder``."""
 
     def takes(self, file: Path) -> bool:
         """Whether a stored ONNX model is taken as a whole."""
@@ -36,8 +36,8 @@ class ParserJudge:
     def __init__(self) -> None:
         self.name = f"{tensorrt.version()} parser"
 
-    def refused_nodes(self, model: Any) -> tuple[dict[str, str], bool]:
-        refusals, whole = tensorrt.parser_refusals(model.SerializeToString())
+    def refused_nodes(self, model: Any, folder: Path = Path()) -> tuple[dict[str, str], bool]:
+        refusals, whole = tensorrt.parser_refusals(model.SerializeToString(), str(folder / "model.onnx"))
         return {refusal.node: f"TensorRT refuses {refusal.reason}" for refusal in refusals}, whole
 
     def takes(self, file: Path) -> bool:
@@ -56,7 +56,8 @@ class TableJudge:
         self._table = json.loads(text)
         self.name = f"table of ops ({self._table['made_from']}); install refimpl[rtx] for the parser itself"
 
-    def refused_nodes(self, model: Any) -> tuple[dict[str, str], bool]:
+    def refused_nodes(self, model: Any, folder: Path = Path()) -> tuple[dict[str, str], bool]:
+        del folder  # it looks at no weight
         refused = self._refused(model.graph, {})
         return refused, not refused
 
@@ -161,7 +162,7 @@ def _ask(graph: OpGraph, atoms: Atoms, judge: Judge, ops: Sequence[str]) -> tupl
         {graph.onnx_name(tensor): graph.specs[tensor] for tensor in entering},
         {graph.onnx_name(tensor): graph.specs[tensor] for tensor in leaving},
     )
-    refused, whole = judge.refused_nodes(model)
+    refused, whole = judge.refused_nodes(model, atoms.folder)
     owners: dict[str, list[str]] = {}
     for name in ops:
         for node in atoms.nodes[name]:

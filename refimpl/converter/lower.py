@@ -26,6 +26,7 @@ from refimpl.partition import convex_groups
 from refimpl.specs import TensorSpec
 
 OPSET = 18  # the newest that tf2onnx 1.17 writes
+_SINK = "marked"  # the node that keeps all markers alive
 _UNCUTTABLE = frozenset(["variant", "resource", "string"])
 
 
@@ -261,15 +262,9 @@ def to_onnx(
     }
     inputs = [graph.onnx_name(tensor) for tensor in entering] + list(weights)
     outputs = [graph.onnx_name(tensor) for tensor in leaving]
-    if marked:
-        # Every tensor that a cut may fall on is an output, or tf2onnx drops what a rewritten loop no longer reads. It
-        # renames what it returns, so the markers, which must keep their names, get an Identity more.
-        leaving = _cuttable(graph, ops)
-        outputs = [""] * len(leaving)
-        for index, tensor in enumerate(leaving):
-            dtype = tf.as_dtype(graph.specs[tensor].dtype).as_datatype_enum
-            nodes.append(gd.make_node(f"out/{index}", "Identity", [marker(tensor)], T=gd.type_attr(dtype)))
-            outputs[index] = f"out/{index}:0"
+    if marked and (read := _cuttable(graph, ops)):
+        nodes.append(_sink(graph, read))
+        outputs = [f"{_SINK}:0"]
     tf_graph = _without_calls(import_graph(nodes, graph.lowering), inputs, outputs)
     with quiet():
         import tf2onnx.tfonnx
@@ -291,8 +286,28 @@ def to_onnx(
     names = {item.name for item in model.graph.output}
     if missing := set(outputs) - names:
         raise InternalError(f"lowering lost {sorted(missing)}")
+    if marked:
+        _remove(model.graph, _SINK)
     fake_quant.place(model, quantizers)
     return model, weights
+
+
+def _sink(graph: OpGraph, tensors: Sequence[str]) -> gd.NodeDef:
+    """One node that reads every tensor that a cut may fall on, or tf2onnx drops what a rewritten loop no longer reads.
+
+    As outputs of the graph they would be kept too; but tf2onnx walks the whole graph once for every output.
+    """
+    dtypes = [tf.as_dtype(graph.specs[tensor].dtype).as_datatype_enum for tensor in tensors]
+    inputs = [marker(tensor) for tensor in tensors]
+    result = gd.types_attr([tf.bool.as_datatype_enum])
+    # Any op that takes any number of tensors of any type and has no lowering in tf2onnx, which then leaves it alone.
+    return gd.make_node(_SINK, "PyFunc", inputs, token="", Tin=gd.types_attr(dtypes), Tout=result)
+
+
+def _remove(graph: Any, name: str) -> None:
+    for field in (graph.node, graph.output):
+        for index in reversed([index for index, item in enumerate(field) if item.name.removesuffix(":0") == name]):
+            del field[index]
 
 
 def _tidy(graph: Any) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 
 from refimpl.artifacts import Array
+from refimpl.engines import external, onnxruntime
 from refimpl.specs import TensorSpec
 
 _UNSUPPORTED_DTYPES: dict[Any, str] = {
@@ -19,10 +23,23 @@ _UNSUPPORTED_DTYPES: dict[Any, str] = {
     onnx.TensorProto.COMPLEX64: "complex64",
     onnx.TensorProto.COMPLEX128: "complex128",
 }
+_TRUTHS = frozenset("And Equal Greater GreaterOrEqual IsInf IsNaN Less LessOrEqual Not Or Xor".split())  # give bools
 
 
-def import_with_weights(model: Any, weights: Mapping[str, Array]) -> gs.Graph:
-    """A GraphSurgeon graph in which every hollow weight is a constant again and constants are folded."""
+def import_with_weights(model: Any, weights: Mapping[str, Array], folder: Path) -> gs.Graph:
+    """A GraphSurgeon graph in which every hollow weight is a constant again and constants are folded.
+
+    Args:
+        model: ModelProto whose inputs include the names in ``weights``; it is changed.
+        weights: values by input name.
+        folder: where large weights are written if all together are too much for a protobuf; the graph then refers to
+            that file, and nothing is folded that reads them.
+    """
+    outside = onnxruntime.outside(weights)
+    if outside:
+        handle, name = tempfile.mkstemp(suffix=".onnx", dir=folder)
+        os.close(handle)
+        external.store(model, outside, Path(name))
     graph = gs.import_onnx(model)
     kept = []
     for tensor in graph.inputs:
@@ -44,7 +61,7 @@ def _fold(graph: gs.Graph) -> None:
         inner = any(isinstance(value, gs.Graph) for value in node.attrs.values())
         if inner or not node.inputs or not onnx.defs.has(node.op) or node.name.startswith("mk/"):
             continue
-        if all(isinstance(tensor, gs.Constant) or id(tensor) in known for tensor in node.inputs):
+        if all(id(tensor) in known or _at_hand(tensor) for tensor in node.inputs):
             foldable.append(node)
             known.update(id(tensor) for tensor in node.outputs)
     inside = {id(node) for node in foldable}
@@ -68,6 +85,11 @@ def _fold(graph: gs.Graph) -> None:
         node.inputs.clear()
         node.outputs.clear()
     graph.nodes = [node for node in graph.nodes if id(node) not in inside]
+
+
+def _at_hand(tensor: gs.Tensor) -> bool:
+    """Whether it is a constant whose value is in the graph, not in a file."""
+    return isinstance(tensor, gs.Constant) and tensor.data_location != onnx.TensorProto.EXTERNAL
 
 
 def cut_out(
@@ -114,7 +136,7 @@ def refusal_of(node: gs.Node) -> str:
             if dtype is not None and not isinstance(dtype, int)
             else dtype
         )
-        if kind in _UNSUPPORTED_DTYPES and not (isinstance(tensor, gs.Constant) and tensor.values.size == 0):
+        if kind in _UNSUPPORTED_DTYPES and not (isinstance(tensor, gs.Constant) and 0 in tensor.shape):
             return f"its lowering computes in {_UNSUPPORTED_DTYPES[kind]}"
     for value in node.attrs.values():
         if isinstance(value, gs.Graph):
@@ -128,8 +150,10 @@ def floats_an_integer(node: gs.Node) -> bool:
     """Whether a node makes float32, exact only up to 2^24, of integers, or of what may be some."""
     if node.op != "Cast" or node.attrs["to"] != onnx.TensorProto.FLOAT:
         return False
-    dtype = node.inputs[0].dtype
-    return dtype is None or isinstance(dtype, int) or np.dtype(dtype).kind not in "bf"
+    source = node.inputs[0]
+    if source.inputs and source.inputs[0].op in _TRUTHS:
+        return False
+    return source.dtype is None or isinstance(source.dtype, int) or np.dtype(source.dtype).kind not in "bf"
 
 
 def outer_tensors(node: gs.Node) -> list[gs.Tensor]:

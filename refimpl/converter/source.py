@@ -9,6 +9,9 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import hashlib
+import mmap
+import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,11 +22,15 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from refimpl import bundle, tf_private
-from refimpl.artifacts import Arg, SignatureGraph
+from refimpl.artifacts import Arg, Array, SignatureGraph
 from refimpl.converter import graphdefs as gd
+from refimpl.engines import external, onnxruntime
 from refimpl.errors import SourceError, first_line
 from refimpl.trees import files_of
 
+_MAPPED_BYTES = (
+    64 << 20
+)  # of variables: TensorFlow holds them all, and if there are more, a second copy is one too many
 _INIT_SIGNATURES = frozenset({"__saved_model_init_op", "__saved_model_train_op"})
 
 
@@ -72,7 +79,7 @@ class Source:
         self.close()
 
     def close(self) -> None:
-        """Let go of the session, and with it of the model's variables."""
+        """Let go of the session: the memory of its variables is free for whatever TensorFlow loads next."""
         if self.session is not None:
             self.session.close()
             self.session = None
@@ -118,8 +125,8 @@ class Source:
             return known
         raise SourceError(f"{self.path} has no signature serving_default", hint=f"name one with --signature; {hint}")
 
-    def values(self, args: Iterable[Arg]) -> dict[str, np.ndarray[Any, Any]]:
-        """The value of each variable among ``args``, by the argument's name."""
+    def values(self, args: Iterable[Arg]) -> dict[str, Array]:
+        """The value of each variable among ``args``, by the argument's name; large models' are mapped from a file."""
         fetches = {}
         with self.graph.as_default(), tf.device("CPU:0"):
             for arg in args:
@@ -127,16 +134,37 @@ class Source:
                 if tensor.dtype == tf.resource:
                     tensor = tf.raw_ops.ReadVariableOp(resource=tensor, dtype=tf.as_dtype(arg.dtype))
                 fetches[arg.name] = tensor
+        total = sum((t.shape.num_elements() or 0) * t.dtype.size for t in fetches.values() if t.dtype != tf.string)
         try:
-            found = self.session.run(fetches) if fetches else {}
+            with tempfile.TemporaryFile(prefix="refimpl-") as file:
+                if total > onnxruntime.EXTERNAL_BYTES:  # not even for a moment may all be in memory twice
+                    found = {name: _mapped(self.session.run(tensor), file) for name, tensor in fetches.items()}
+                else:
+                    found = self.session.run(fetches) if fetches else {}
+                    if total > _MAPPED_BYTES:
+                        found = {name: _mapped(found.pop(name), file) for name in fetches}
         except tf.errors.FailedPreconditionError as error:
             raise SourceError(
                 f"{self.path} has a variable without a value: {first_line(error)}",
                 hint="export the model again; Keras models with model.export(DIR)",
             ) from error
         return {  # scalar strings come out as bare bytes
-            name: np.asarray(value, dtype=object if isinstance(value, bytes) else None) for name, value in found.items()
+            name: value if isinstance(value, np.memmap) else _array(value) for name, value in found.items()
         }
+
+
+def _array(value: Any) -> Array:
+    return np.asarray(value, dtype=object if isinstance(value, bytes) else None)
+
+
+def _mapped(value: Any, file: Any) -> Any:
+    """The same array, mapped from the end of a file that it is written to; a small one as it is."""
+    if not isinstance(value, np.ndarray) or value.dtype == object or value.nbytes <= external.SMALL:
+        return value
+    offset = file.seek(-file.seek(0, os.SEEK_END) % mmap.PAGESIZE, os.SEEK_END)
+    value.tofile(file)
+    file.flush()
+    return np.memmap(file, value.dtype, "r", offset, value.shape)
 
 
 def _read_proto(path: Path) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import onnxruntime as ort
 
-from refimpl.engines import Array, BuildOptions, Profile, rounding
+from refimpl.engines import Array, BuildOptions, Profile, external, rounding
 from refimpl.errors import BuildError, RunError, first_line
 
 NAME = "onnxruntime"
@@ -25,6 +25,7 @@ _NOT_BASIC = ("WeightBiasQuantization", "QDQPropagationTransformer")
 # Idle threads of ONNX Runtime spin for milliseconds, also after a run, on cores that TensorFlow or another thread's run
 # then lacks. A short spin still bridges the gaps between ops. No answer depends on it.
 _SPINNING = {"session.intra_op.spin_duration_us": "50", "session.force_spinning_stop": "1"}
+FACTOR_BYTES = 64 << 20  # of factors of products and gathered tables: above this, they go to a file beside the model
 EXTERNAL_BYTES = 1 << 30  # a protobuf ends at 2 GiB; above this, weights go to a file beside the model
 
 
@@ -124,28 +125,46 @@ def optimize(model: Any, weights: Mapping[str, Array], target: Path) -> None:
     Args:
         model: ModelProto whose inputs include the names in ``weights``; it is changed.
         weights: values of the inputs that are weights; passed by reference, never copied into the protobuf.
-        target: the file to write; above ``EXTERNAL_BYTES`` of weights a ``.data`` file lies beside it.
+        target: the file to write; above ``EXTERNAL_BYTES`` of weights a ``.data`` file lies beside it, and the large
+            ones are hidden from the optimizer, which would copy them several times.
 
     Raises:
         BuildError: ONNX Runtime refuses the model.
     """
-    _initialize(model, weights)
-    names = list(weights)
-    values = [ort.OrtValue.ortvalue_from_numpy(weights[name]) for name in names]
+    large = outside(weights) or _factors(model, weights)
+    inside = {name: value for name, value in weights.items() if name not in large}
+    _initialize(model, inside)
     options = session_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(target)
-    if sum(value.nbytes for value in weights.values()) > EXTERNAL_BYTES:
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_file_name", f"{target.name}.data"
-        )
-    options.add_external_initializers(names, values)
+    options.add_external_initializers(
+        list(inside), [ort.OrtValue.ortvalue_from_numpy(value) for value in inside.values()]
+    )
     try:
         ort.InferenceSession(
             model.SerializeToString(), options, providers=list(_PROVIDERS), disabled_optimizers=list(_NOT_BASIC)
         )
     except Exception as error:
         raise BuildError(f"ONNX Runtime refuses the island: {first_line(error)}") from error
+    for value in inside.values():
+        external.forget_pages(value)
+    if large:
+        external.store(onnx.load(target), large, target)
+
+
+def outside(weights: Mapping[str, Array]) -> dict[str, Array]:
+    """The weights that are too large to lie in an ONNX file: none; all that are not small; or all, of a great many."""
+    large = {name: value for name, value in weights.items() if value.nbytes > external.SMALL}
+    total = sum(value.nbytes for value in weights.values())
+    if total <= EXTERNAL_BYTES:
+        return {}
+    return large if total - sum(value.nbytes for value in large.values()) <= EXTERNAL_BYTES else dict(weights)
+
+
+def _factors(model: Any, weights: Mapping[str, Array]) -> dict[str, Array]:
+    """The weights that need not be shown to the optimizer, if that saves much: it holds four copies of each."""
+    found = external.factors(model, weights)
+    return found if sum(value.nbytes for value in found.values()) > FACTOR_BYTES else {}
 
 
 def move_weights(model: Path, name: str) -> None:
@@ -160,15 +179,24 @@ def move_weights(model: Path, name: str) -> None:
 
 def save_plain(model: Any, weights: Mapping[str, Array], target: Path) -> None:
     """Write ``model`` to ``target`` as it is, the weights put back; arguments as for :func:`optimize`."""
-    kept = [item for item in model.graph.input if item.name not in weights]
+    large = outside(weights)
+    inside = {name: value for name, value in weights.items() if name not in large}
+    kept = [item for item in model.graph.input if item.name not in inside]
     model.graph.ClearField("input")
     model.graph.input.extend(kept)
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in weights.items())
-    save(model, target)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in inside.items())
+    if large:
+        external.store(model, large, target)
+    else:
+        save(model, target)
 
 
 def save(model: Any, target: Path) -> None:
-    """Write a ModelProto with all its weights in it; above ``EXTERNAL_BYTES`` they go to a ``.data`` file beside it."""
+    """Write a ModelProto with all its weights in it; above ``EXTERNAL_BYTES`` they go to a ``.data`` file beside it.
+
+    A ``.data`` file that lies there already belongs to the model that is overwritten: it goes.
+    """
+    target.with_name(f"{target.name}.data").unlink(missing_ok=True)
     if model.ByteSize() <= EXTERNAL_BYTES:
         onnx.save(model, target)
         return

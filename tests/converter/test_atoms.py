@@ -45,7 +45,7 @@ ROWS = [
 
 def marked(graph: OpGraph) -> tuple[Atoms, list[str]]:
     """The marked ONNX graph, and the ops in it that have a lowering."""
-    atoms = lower_atoms(graph, refuse_statically(graph, (), frozenset()))
+    atoms = lower_atoms(graph, refuse_statically(graph, (), frozenset()), Path())  # no weight here needs a file
     return atoms, [name for name in graph.ops if name not in atoms.refused]
 
 

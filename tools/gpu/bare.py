@@ -34,7 +34,10 @@ class Bare:
         self._log, self._device = library.Log(trt), cuda.device()
         self._device.use()
         self._runtime, self._engine = deserialize(trt, self._log, file)
-        self._context = self._engine.create_execution_context(KernelCache().configure(trt, self._engine))
+        # The configuration refers to the cache and does not own it: both live as long as the context.
+        self._kernels = KernelCache()
+        self._config = self._kernels.configure(trt, self._engine)
+        self._context = self._engine.create_execution_context(self._config)
         if self._context is None:
             raise RunError(self._log.said() or "TensorRT makes no context, and says no more")
         signature = signature_of(trt, self._engine)

@@ -16,31 +16,23 @@ import datetime
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import refimpl
 from refimpl import env, gpus
 from refimpl.engines import tensorrt
 from refimpl.errors import RefimplError
-from tools.figures import digits, measure, photos
+from refimpl.numerics import disagreement
+from refimpl.tolerance import tolerance_for
+from tools.figures import measure
+from tools.gpu.subjects import SUBJECTS, Subject, carried
 
 OUT = Path(__file__).resolve().parent.parent.parent / "docs" / "benchmarks"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 Array = Any
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model, real samples to convert it with, and other inputs to judge it on."""
-
-    make: Callable[[Path], Path]  # from a folder to write into, to the SavedModel
-    samples: Callable[[], Sequence[Mapping[str, Array]]]
-    judged: Callable[[], Mapping[str, Array]]
 
 
 @dataclass(frozen=True)
@@ -54,43 +46,19 @@ class Row:
     measured: float | None  # of TensorRT; None when no engine of its ran
     says: str  # why not
     layers: str
+    expects: str = (
+        ""  # why the embedded engine's answers are not TensorFlow's, by the precision's tolerance; "": they are
+    )
+    finds: str = ""  # the same of TensorRT's
+
+    @property
+    def same_verdict(self) -> bool | None:
+        """Whether both are right, or both are wrong; None when TensorRT ran nothing."""
+        return None if self.measured is None else bool(self.expects) == bool(self.finds)
 
     @property
     def ratio(self) -> float | None:
         return self.measured / self.predicted if self.measured and self.predicted else None
-
-
-def _digits() -> Subject:
-    def make(folder: Path) -> Path:
-        digits.digits_cnn(folder / "digits")
-        return folder / "digits"
-
-    return Subject(make, digits.calibration_batches, lambda: {"image": digits.held_out()[0][:50]})
-
-
-def _photographs(name: str) -> Subject:
-    def make(folder: Path) -> Path:
-        photos.network(name, folder / name)
-        return folder / name
-
-    def images(count: int, seed: int) -> Mapping[str, Array]:
-        return {"image": photos.prepared(name, photos.crops(count, seed))}
-
-    return Subject(make, lambda: [images(2, 100 + i) for i in range(4)], lambda: images(2, 999))
-
-
-def _zoo(name: str) -> Subject:
-    inputs = measure.inputs_of_the_tests
-    return Subject(
-        lambda _: measure.model_of_the_tests(name), lambda: [inputs(name, i) for i in range(4)], lambda: inputs(name, 9)
-    )
-
-
-SUBJECTS: dict[str, Callable[[], Subject]] = {
-    "digits": _digits,
-    **{name: (lambda name=name: _photographs(name)) for name in photos.NETWORKS},  # type: ignore[misc]
-    **{name: (lambda name=name: _zoo(name)) for name in ("lstm", "bert", "vit")},  # type: ignore[misc]
-}
 
 
 def compare(name: str, subject: Subject, model: Path, precision: str, folder: Path) -> Row:
@@ -109,6 +77,7 @@ def compare(name: str, subject: Subject, model: Path, precision: str, folder: Pa
     inputs = subject.judged()
     want = measure.tensorflow(model, inputs)
     errors: dict[str, float | None] = {}
+    wrong: dict[str, str] = {}
     says = ""
     for engine in ("onnxruntime", "tensorrt"):
         result = refimpl.load(made.path, engines=(engine,)).run(inputs)
@@ -117,9 +86,18 @@ def compare(name: str, subject: Subject, model: Path, precision: str, folder: Pa
         floats = [key for key, value in want.items() if value.dtype.kind == "f"]
         worst = max(measure.relative(result.outputs[key], want[key]) for key in floats)
         errors[engine] = None if refused else worst
+        wrong[engine] = _wrong(precision, want, result.outputs)
     built = {e.precision for island in made.manifest.islands for e in island.engines if e.kind == "tensorrt"}
     shown = measure.counted(made.layers())
-    return Row(name, precision, ", ".join(sorted(built)), errors["onnxruntime"], errors["tensorrt"], says, shown)
+    numbers = errors["onnxruntime"], errors["tensorrt"], says, shown
+    return Row(name, precision, ", ".join(sorted(built)), *numbers, wrong["onnxruntime"], wrong["tensorrt"])
+
+
+def _wrong(precision: str, want: Mapping[str, Array], got: Mapping[str, Array]) -> str:
+    """What the verifier would say of these answers in this precision; everything here is converted with TF32."""
+    kind = "tf32" if precision == "fp32" else precision
+    said = (disagreement(value, got[key], tolerance_for(kind, value.dtype.name)) for key, value in want.items())
+    return next(filter(None, said), "")
 
 
 def record(rows: Sequence[Row]) -> dict[str, Any]:
@@ -131,7 +109,7 @@ def record(rows: Sequence[Row]) -> dict[str, Any]:
         "cuda": driver,
         "tensorrt": tensorrt.version(),
         "versions": dict(env.versions()),
-        "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
+        "rows": [{**asdict(row), "ratio": row.ratio, "same_verdict": row.same_verdict} for row in rows],
     }
 
 
@@ -145,11 +123,12 @@ def markdown(data: Mapping[str, Any]) -> str:
         "",
         f"* {data['date']}, {gpu or 'no GPU'}, CUDA {data['cuda'] or '-'}, {data['tensorrt'] or 'no TensorRT'}",
         "",
-        "| model | asked for | engine | layers | predicted | measured | times |",
-        "|---|---|---|---|---|---|---|",
+        "| model | asked for | engine | layers | predicted | measured | times | same verdict |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in data["rows"]:
         numbers = [_number(row["predicted"]), _number(row["measured"]), f"{row['ratio']:.2f}" if row["ratio"] else "-"]
+        numbers.append({True: "yes", False: "**no**", None: "-"}[row.get("same_verdict")])
         lines.append(
             f"| {' | '.join([row['model'], row['precision'], row['built'] or '-', row['layers'], *numbers])} |"
         )
@@ -173,14 +152,16 @@ def _number(value: float | None) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", default=",".join(SUBJECTS), help="models, with commas")
+    parser.add_argument("--only", help="models, with commas  [all]")
+    parser.add_argument("--carried", type=Path, help="a folder that tools.gpu.subjects wrote")
     parser.add_argument("--precision", default=",".join(PRECISIONS), help="precisions, with commas")
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args(argv)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
-        for name in given.only.split(","):
-            subject = SUBJECTS[name]()
+        subjects = {**SUBJECTS, **(carried(given.carried) if given.carried else {})}
+        for name in given.only.split(",") if given.only else subjects:
+            subject = subjects[name]()
             model = subject.make(Path(scratch))
             for precision in given.precision.split(","):
                 rows.append(compare(name, subject, model, precision, Path(scratch)))
@@ -209,5 +190,4 @@ def _write(folder: Path, data: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    np.seterr(over="ignore")
     sys.exit(main())

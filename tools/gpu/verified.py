@@ -30,7 +30,7 @@ from refimpl.recipe import Recipe
 from refimpl.tolerance import tolerance_for
 from tools.figures import measure
 from tools.gpu import record
-from tools.gpu.prediction import SUBJECTS
+from tools.gpu.subjects import SUBJECTS
 
 NETWORKS = ("MobileNetV2", "EfficientNetB0", "ResNet50")
 

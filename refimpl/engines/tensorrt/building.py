@@ -86,12 +86,33 @@ def build(model: Path, target: Path, profiles: Sequence[Profile], options: Build
     for profile in dict.fromkeys(_without_data(network, profile) for profile in profiles):
         config.add_optimization_profile(_trt_profile(builder, network, profile))
     timed = _with_timings(config, options.timings)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
+    if not _write_engine(trt, builder, network, config, target):
         raise BuildError(log.said(3) or "TensorRT built nothing and said nothing")
-    target.write_bytes(memoryview(plan))
     if timed and options.timings is not None:
         options.timings.write_bytes(memoryview(config.get_timing_cache().serialize()))
+
+
+def _write_engine(trt: Any, builder: Any, network: Any, config: Any, target: Path) -> bool:
+    """Build, and write the engine to a file; whether there is one. Where the library can stream, no copy is held."""
+    if not (hasattr(builder, "build_serialized_network_to_stream") and hasattr(trt, "IStreamWriter")):
+        plan = builder.build_serialized_network(network, config)
+        if plan is not None:
+            target.write_bytes(memoryview(plan))
+        return plan is not None
+
+    class Writer(trt.IStreamWriter):  # type: ignore[misc]
+        def write(self, data: Any) -> int:
+            file.write(data)
+            return len(data)
+
+        def __init__(self) -> None:
+            trt.IStreamWriter.__init__(self)
+
+    with target.open("wb") as file:
+        built = bool(builder.build_serialized_network_to_stream(network, config, Writer()))
+    if not built:
+        target.unlink()
+    return built
 
 
 def parse_errors(parser: Any) -> str:

@@ -63,6 +63,7 @@ FEATURES = (
     ),
     Feature("TF32 flag", _has("BuilderFlag.TF32"), "the library chooses", *_RTX),
     Feature("strict NaN flag", _has("BuilderFlag.STRICT_NANS"), "the probe on the device decides alone", *_RTX),
+    Feature("streamed engines", _has("IStreamWriter"), "an engine is held in memory before it is written", *_RTX),
     Feature("build targets", lambda trt: bool(known_targets(trt)), "--target is refused", *_RTX),
     Feature("engine validity", _has("Runtime.get_engine_validity"), "loading decides", *_RTX),
     Feature(

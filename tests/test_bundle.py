@@ -170,7 +170,7 @@ def test_warmup_requests_of_tensorflow_serving_may_be_added(tmp_path):
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda item: item.__name__)
-@pytest.mark.parametrize("name", [name for name in FILES if name.startswith(OURS)])
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith(OURS) and name != GRAPH])
 def test_after_damage_tensorflow_gives_the_answers(name, damage, tmp_path):
     """Plain ``tf.saved_model.load`` asks nobody for checksums; the engine nodes do, and step aside."""
     folder = copy_of(NAME, tmp_path)
@@ -185,6 +185,15 @@ def test_after_damage_tensorflow_gives_the_answers(name, damage, tmp_path):
         assert ("cannot be read" if damage is Path.unlink else "checksum mismatch") in lines[0]
     affected = {run.island for run in refimpl.runtime._runtime(str(folder / POINTER), _id(NAME)).counts if run.reason}
     assert len(affected) == (2 if name in {POINTER, MANIFEST} else 1)
+
+
+def test_engines_ask_nothing_of_the_graph(tmp_path):
+    """It is for people: where it is damaged, a bundle that is loaded as a SavedModel runs as ever."""
+    folder = copy_of(NAME, tmp_path)
+    (folder / GRAPH).unlink()
+    with logged() as lines:
+        assert_same(call(tf.saved_model.load(str(folder)), feeds_of(NAME)), answers(NAME, feeds_of(NAME)))
+    assert lines == []
 
 
 def _id(name: str) -> str:

@@ -137,6 +137,13 @@ def test_what_changed_of_an_island(after, row):
     assert row[1] in shown(found)
 
 
+def test_of_islands_that_merged_the_nearest_is_compared():
+    before = built(island("I0", "a b c"), island("I1", "d e"))
+    item, _ = changes(before, built(island("I0", "a b c d e", precision="fp16")))
+    assert item.merged == ((("I0", "I1"), "I0"),)
+    assert [row for row in item.islands if row[1] == "precision"] == [("I0", "precision", "fp32", "fp16")]
+
+
 def test_sizes_of_engines_may_differ_by_a_little():
     assert changes(built(USUAL), built(USUAL, sizes={"I0.onnx": 10_050}))[1].same
     item, _ = changes(built(USUAL), built(USUAL, sizes={"I0.onnx": 20_000}))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 
 import pytest
+from rich.cells import cell_len as columns  # not our own: it is under test
 from rich.console import Console
 
 from refimpl import tables
 from refimpl.tables import Column
 from refimpl.terminal import print_line, print_table
-from refimpl.text import agreeing, columns, counted, printable, shortened
+from refimpl.text import agreeing, counted, printable, shortened
 
 HEAD = (Column("ops", "number"), Column("type", "name"), Column("in"), Column("why", "text"))
 REASON = "its lowering computes integers in float32, which is exact only up to 2^24 (at a/very/long/name/of/a/tensor:0)"

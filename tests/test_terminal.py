@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from rich.cells import cell_len as columns  # not our own: it is under test
 from rich.console import Console
 
 from refimpl import calibration, cli_calibration, cli_doctor, doctor
@@ -18,7 +19,6 @@ from refimpl.report.summary import PlanSummary, print_manifest, print_plan
 from refimpl.runtime import RunResult
 from refimpl.runtime.island import IslandRun
 from refimpl.specs import Signature, TensorSpec
-from refimpl.text import columns
 
 DEEP = "StatefulPartitionedCall/" * 12 + "functional_1/conv/Conv2D"
 WIDE = "模型/畳み込み/" * 20

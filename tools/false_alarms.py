@@ -38,8 +38,8 @@ from refimpl import env, oracle  # noqa: E402
 from refimpl.errors import GoldenError  # noqa: E402
 from refimpl.oracle.runners import require_reference_tf  # noqa: E402
 from refimpl.oracle.verdict import CaseResult, Outcome  # noqa: E402
-from refimpl.oracle.wording import count  # noqa: E402
 from refimpl.recipe import Recipe  # noqa: E402
+from refimpl.text import counted  # noqa: E402
 
 OUT = ROOT / "docs" / "benchmarks"
 COMMAND = "python tools/false_alarms.py"
@@ -77,18 +77,18 @@ class Row:
         """The row with one more case."""
         tensors = case.comparison.tensors if case.comparison else ()
         judged = [tensor for tensor in tensors if tensor.compared]
-        counted = judged if case.accelerated else []
+        weighed = judged if case.accelerated else []
         worst, at = max(
-            [(self.worst, self.worst_at), *((t.share or 0.0, f"{label}: {t.name}") for t in counted)],
+            [(self.worst, self.worst_at), *((t.share or 0.0, f"{label}: {t.name}") for t in weighed)],
             key=lambda item: item[0],
         )
         alarm = () if case.outcome in _QUIET else (f"{label}: {case.outcome.value}: {case.reason}",)
         return replace(
             self,
             cases=self.cases + 1,
-            comparisons=self.comparisons + len(counted),
-            in_tensorflow=self.in_tensorflow + len(judged) - len(counted),
-            elements=self.elements + sum(tensor.compared for tensor in counted),
+            comparisons=self.comparisons + len(weighed),
+            in_tensorflow=self.in_tensorflow + len(judged) - len(weighed),
+            elements=self.elements + sum(tensor.compared for tensor in weighed),
             worst=worst,
             worst_at=at,
             alarms=self.alarms + alarm,
@@ -203,8 +203,8 @@ def markdown(record: Mapping[str, Any]) -> str:
             whole = total(found)
             asked = f"{whole.cases} cases of {len(found)} models, {whole.elements} elements"
             lines.append(
-                f"* **{precision}**: {count(len(whole.alarms), 'alarm')} in {whole.comparisons} comparisons ({asked}); "
-                f"the largest error was {whole.worst:.1%} of its tolerance"
+                f"* **{precision}**: {counted(len(whole.alarms), 'alarm')} in {whole.comparisons} comparisons "
+                f"({asked}); the largest error was {whole.worst:.1%} of its tolerance"
             )
     left = [name for name in names() if name not in {row.model for row in rows}]
     lines += [f"* not measured: {', '.join(left)}"] * bool(left)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from refimpl.advice import traffic
@@ -16,7 +17,7 @@ from refimpl.bundle import IDLE_OPS, Manifest
 from refimpl.graph_record import SignatureGraph
 from refimpl.text import counted
 
-_BUDGET = 100_000  # ops that are partitioned again, in all questions together; about two seconds
+_BUDGET = 200_000  # ops that are partitioned again, in all questions together; about two seconds
 _LITTLE = 0.05  # share of all ops that may stay at an end of the model without being worth a word
 _SHOWN = 3  # op types, or alternatives, that a sentence names
 
@@ -36,11 +37,15 @@ def advise(graph: SignatureGraph, recipe: Mapping[str, Any] | None = None) -> tu
     computing = sum(op.type not in IDLE_OPS for op in graph.ops)
     answers = _Answers(graph, recipe or {}, causes)
     found = [
-        _advice(graph, family, ops, answers, computing)
+        (_advice(graph, family, ops, answers, computing), family, ops)
         for (family, _), ops in causes.items()
         if any(graph.ops[index].type not in IDLE_OPS for index in ops) or answers.splits(family, ops)
     ]
-    return tuple(sorted(found, key=_rank))
+    found.sort(key=lambda row: _rank(row[0]))  # so that what can be afforded is spent on the costly ones
+    return tuple(
+        replace(item, splitters=tuple(graph.ops[index].name for index in answers.splitters(family, ops)))
+        for item, family, ops in found
+    )
 
 
 def advise_all(graphs: Iterable[SignatureGraph], recipe: Mapping[str, Any] | None = None) -> tuple[Advice, ...]:
@@ -76,6 +81,7 @@ def _rank(item: Advice) -> tuple[object, ...]:
     )
 
 
+Edges = tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]]
 Causes = dict[tuple[Family, str], list[int]]
 
 
@@ -95,8 +101,9 @@ class _Answers:
     """What would become of the graph without each cause, as far as that is known and can be afforded."""
 
     def __init__(self, graph: SignatureGraph, recipe: Mapping[str, Any], causes: Causes) -> None:
-        self._graph, self._partitioner = graph, Partitioner(graph, recipe)
+        self._graph, self._partitioner, self.edges = graph, Partitioner(graph, recipe), _edges(graph)
         self._left = _BUDGET // max(len(graph.ops), 1) - 2  # two for what all answers are compared with
+        self._reserve = self._left // 4  # for questions about single ops
         self._known: dict[tuple[int, ...], WhatIf | None] = {}
         self._alone: dict[tuple[int, ...], int] = {}
         touched = sorted(causes.items(), key=lambda item: -_islands_near(graph, item[1]))
@@ -104,7 +111,7 @@ class _Answers:
             self._known[tuple(ops)] = self._ask(family, ops)
 
     def _ask(self, family: Family, ops: Sequence[int]) -> WhatIf | None:
-        if self._left < 2 or not self._partitioner.exact:
+        if self._left < self._reserve + 2 or not self._partitioner.exact:
             return None
         self._left -= 2
         if family.name == TOO_SMALL:
@@ -146,7 +153,7 @@ def _advice(graph: SignatureGraph, family: Family, ops: Sequence[int], answers: 
     answer = answers.of(ops)
     working = [index for index in ops if graph.ops[index].type not in IDLE_OPS]
     types = dict(Counter(graph.ops[index].type for index in working or ops).most_common())
-    place = _place(graph, ops)
+    place = _place(graph, ops, answers.edges)
     needed = not _harmless(working, place, answer, answers.splits_alone(ops) or 0, computing)
     action = _action(family, types) if needed else f"nothing: at the {place} of the model it splits no island"
     return Advice(
@@ -161,9 +168,9 @@ def _advice(graph: SignatureGraph, family: Family, ops: Sequence[int], answers: 
         place=place,
         merged=None if answer is None else answer.merged,
         splits_alone=answers.splits_alone(ops),
-        splitters=tuple(graph.ops[index].name for index in answers.splitters(family, ops)),
+        splitters=(),
         gained=None if answer is None else max(0, len(answer.gained) - len(answer.lost)),
-        traffic=traffic.between(graph, ops),
+        traffic=traffic.between(graph, ops, answers.edges[1]),
     )
 
 
@@ -196,15 +203,20 @@ def _action(family: Family, types: Mapping[str, int]) -> str:
     return "; ".join(named if len(known) == len(types) else [*named, f"the others: {family.action}"])
 
 
-def _place(graph: SignatureGraph, ops: Collection[int]) -> str:
+def _place(graph: SignatureGraph, ops: Collection[int], edges: Edges) -> str:
     """Where ops stand among the islands: ``between``, ``start``, ``end`` or ``apart``."""
-    before = _meets_island(graph, ops, [(*op.inputs, *op.controls) for op in graph.ops])
-    after: list[list[int]] = [[] for _ in graph.ops]
-    for index, op in enumerate(graph.ops):
-        for source in (*op.inputs, *op.controls):
-            after[source].append(index)
-    behind = _meets_island(graph, ops, after)
+    before, behind = (_meets_island(graph, ops, way) for way in edges)
     return {(True, True): "between", (True, False): "end", (False, True): "start"}.get((before, behind), "apart")
+
+
+def _edges(graph: SignatureGraph) -> Edges:
+    """For every op those right before it and those right behind it, over data and control."""
+    before = [(*op.inputs, *op.controls) for op in graph.ops]
+    behind: list[list[int]] = [[] for _ in graph.ops]
+    for index, sources in enumerate(before):
+        for source in sources:
+            behind[source].append(index)
+    return before, behind
 
 
 def _meets_island(graph: SignatureGraph, ops: Collection[int], edges: Sequence[Sequence[int]]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,14 +58,20 @@ def traffic_of(tensors: Iterable[str]) -> Traffic:
     return Traffic(size, rows, at_least, count)
 
 
-def between(graph: SignatureGraph, ops: Collection[int]) -> Traffic:
+def between(graph: SignatureGraph, ops: Collection[int], readers: Sequence[Sequence[int]]) -> Traffic:
     """What passes between islands and some ops that are in none, in either direction.
 
     A tensor that these ops take from an island, or give to one, counts once per island.
+
+    Args:
+        graph: of the signature.
+        ops: indices of the ops.
+        readers: as :meth:`SignatureGraph.readers` gives them.
     """
     inside = set(ops)
     crossing: dict[tuple[int, int, str], str] = {}
-    for index, op in enumerate(graph.ops):
+    for index in {*inside, *(reader for op in inside for reader in readers[op])}:
+        op = graph.ops[index]
         for source, slot in zip(op.inputs, op.slots, strict=True):
             giver = graph.ops[source]
             if index in inside and giver.island:

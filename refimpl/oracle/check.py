@@ -16,7 +16,7 @@ from refimpl.oracle.golden import Golden, GoldenCase, read_golden
 from refimpl.oracle.judging import Judge
 from refimpl.oracle.latency import Latency
 from refimpl.oracle.runners import Bundle, open_bundle
-from refimpl.oracle.selection import idle_engines, selected, unchecked
+from refimpl.oracle.selection import idle_engines, selected, suspicious_fallbacks, unchecked
 from refimpl.oracle.task_metric import TaskMetric
 from refimpl.oracle.verdict import MATCHES, CaseResult, Outcome, Verdict
 from refimpl.progress import Step, Tell
@@ -125,14 +125,16 @@ def check_record(
     runs = [(case, outputs) for case, (result, outputs) in zip(chosen.cases, judged, strict=True) if not result.excused]
     latencies, unmeasured = ((), ()) if reference else _latencies(judge, chosen, results, options.repeat)
     missed = unchecked(record, loaded.signatures, results, options.signatures)
-    idle = idle_engines(loaded.manifest, results) if options.engines is None and not reference else ()
+    notes = [*map(str, missed), *_verdict_notes(chosen, results), *suspicious_fallbacks(chosen, results), *unmeasured]
+    if options.engines is None and not reference:
+        notes += idle_engines(loaded.manifest, results)
     return Verdict(
         bundle=bundle.name,
         golden=record.path.name,
         precision=options.precision or str(loaded.manifest.precision),
         engines_asked=options.engines,
         cases=tuple(results),
-        notes=(*map(str, missed), *_verdict_notes(chosen, results), *idle, *unmeasured),
+        notes=tuple(notes),
         allow_fallback=options.allow_fallback,
         allow_unaccelerated=options.allow_unaccelerated,
         reference=reference,

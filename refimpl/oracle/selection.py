@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from refimpl import engines as kinds
 from refimpl.bundle import Manifest
 from refimpl.errors import RecipeError
+from refimpl.oracle.arrays import Array
 from refimpl.oracle.golden import Golden
-from refimpl.oracle.verdict import CaseResult, Unchecked
+from refimpl.oracle.verdict import MADE_NOT_FINITE, CaseResult, Unchecked
+from refimpl.text import counted
 
 LEFT_OUT = "left out by --signature"
 
@@ -66,3 +71,25 @@ def idle_engines(manifest: Manifest, results: Sequence[CaseResult]) -> tuple[str
     return tuple(
         f"the bundle's {kind} engines ran in no case, and were not judged: {why}" for kind, why in whys.items()
     )
+
+
+def suspicious_fallbacks(record: Golden, results: Sequence[CaseResult]) -> tuple[str, ...]:
+    """Islands whose engines made NaN or infinities in cases whose golden answers have none.
+
+    TensorFlow answers for them, as documented, so these cases match. It may make such values itself, on the way to a
+    finite answer; or the engine is wrong, or overflows.
+    """
+    finite = {(case.signature, case.name) for case in record.cases if all(map(_all_finite, case.outputs.values()))}
+    found: Counter[tuple[str, str]] = Counter()
+    for result in results:
+        if (result.signature, result.case) in finite:
+            found.update((result.signature, run.island) for run in result.islands if run.reason == MADE_NOT_FINITE)
+    return tuple(
+        f"signature {key!r}: the engine of {island} made NaN or infinities in {counted(n, 'case')} whose golden "
+        "answers have none, and TensorFlow ran instead: refimpl bisect says whether it should have"
+        for (key, island), n in found.items()
+    )
+
+
+def _all_finite(array: Array) -> bool:
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())

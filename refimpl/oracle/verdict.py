@@ -19,6 +19,7 @@ from refimpl.oracle.task_metric import TaskMetric
 FORMAT = "refimpl-verdict"  # of the file that `refimpl check --json` prints: docs/checking.md
 FORMAT_VERSION = 2
 EXPECTED_REASONS = ("empty input", "non-finite ")  # documented: an engine never sees such values
+MADE_NOT_FINITE = "non-finite values made by its engine"
 NATIVE = "native"
 TENSORFLOW = "tensorflow"  # the "engine" of a verdict on TensorFlow itself, all islands native
 

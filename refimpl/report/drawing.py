@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from refimpl.graph_record import SignatureGraph, format_tensor
 from refimpl.report.overview import Group, Kind, collapse
-from refimpl.text import counted, printable
+from refimpl.text import counted, printable, shortened
 
 _TYPES_SHOWN = 3  # kinds of ops named in a box
+_LABEL_WIDTH = 40  # characters at an arrow
 _REASONS_SHOWN = 5  # in a tooltip
 _WHY_WIDTH, _WHY_LINES = 38, 3  # characters and lines of the reason in a box
 
@@ -137,7 +138,7 @@ def _most(types: Iterable[str]) -> str:
 
 
 def _label(tensors: Sequence[str]) -> str:
-    return printable(tensors[0]) if len(tensors) == 1 else counted(len(tensors), "tensor")
+    return shortened(printable(tensors[0]), _LABEL_WIDTH) if len(tensors) == 1 else counted(len(tensors), "tensor")
 
 
 def _lines(parts: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ enough.
 from __future__ import annotations
 
 from refimpl.runtime.direct import direct_answer
-from refimpl.runtime.island import DISALLOWED, EMPTY, NATIVE, NOT_FINITE, IslandRun
+from refimpl.runtime.island import BY_DESIGN, DISALLOWED, EMPTY, MADE_NOT_FINITE, NATIVE, NOT_FINITE, IslandRun
 from refimpl.runtime.loaded import LoadedBundle, RunResult, load
 from refimpl.runtime.opened import TOKEN, BundleRuntime, IslandCall, call_engine, engines_off, forget, runtime_of
 from refimpl.runtime.opened import open_bundles as _open_bundles
@@ -15,8 +15,10 @@ from refimpl.runtime.opened import runtime_of as _runtime
 from refimpl.runtime.probes import read_probe, write_probe
 
 __all__ = [
+    "BY_DESIGN",
     "DISALLOWED",
     "EMPTY",
+    "MADE_NOT_FINITE",
     "NATIVE",
     "NOT_FINITE",
     "TOKEN",

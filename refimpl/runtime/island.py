@@ -23,6 +23,8 @@ NATIVE = "native"
 # Reasons that are by design, not failures; every other reason to run natively is a fallback that a check reports.
 EMPTY = "empty input"
 NOT_FINITE = "non-finite values"
+MADE_NOT_FINITE = "non-finite values made by its engine"  # of finite ones: an overflow, or TensorFlow makes them too
+BY_DESIGN = (EMPTY, NOT_FINITE, MADE_NOT_FINITE)
 DISALLOWED = "User disallowed engine native segment execution."  # TF-TRT's words
 
 Array = np.ndarray[Any, Any]
@@ -92,7 +94,7 @@ class IslandRuntime:
                 reasons.append(f"{run.engine}: {error.message}")
                 continue
             if record.finite_only and any(map(has_nonfinite, outputs)):
-                return NOT_FINITE
+                return MADE_NOT_FINITE
             if reasons:
                 _warn_once(
                     f"{self._owner.path}/{self._name}/{reasons}",
@@ -134,14 +136,14 @@ class IslandRuntime:
         self._owner.count(IslandRun(self._name, NATIVE, reason))
         if self._owner.problem:
             _warn_once(f"{self._owner.path}/{reason}", "refimpl: TensorFlow runs all islands: %s", reason)
-        elif reason not in (EMPTY, NOT_FINITE):
+        elif reason not in BY_DESIGN:
             _warn_once(
                 f"{self._owner.path}/{self._name}/{reason}",
                 "refimpl: TensorFlow runs island %s: %s",
                 self._name,
                 reason,
             )
-        if reason not in (EMPTY, NOT_FINITE) and not tftrt_env.native_allowed():
+        if reason not in BY_DESIGN and not tftrt_env.native_allowed():
             raise RunError(
                 DISALLOWED,
                 hint=f"it was forbidden by {tftrt_env.NATIVE}, and no engine ran: {reason}",

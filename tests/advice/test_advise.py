@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
 
 from refimpl import bundle
 from refimpl.advice import advise, advise_all, advise_bundle
+from refimpl.advice.advise import _rank
 from refimpl.advice.alternatives import ALTERNATIVES
+from refimpl.advice.traffic import Traffic
 from refimpl.graph_record import read_graphs
 from tests.advice.graphs import FLOAT64, SMALL, STRINGS, chain, graph_of
 from tests.bundles import make_bundle
@@ -27,12 +30,34 @@ def test_one_op_that_splits_comes_before_many_that_do_not():
     assert first.cost == "keeps 1 op out, splits 1 island into 2, 80 bytes per row a call pass between it and islands"
 
 
+def test_the_order_is_what_the_docs_say():
+    usual = replace(advise(graph_of(SPLIT))[0], merged=(), splits_alone=0, gained=1)
+    rows = [
+        replace(usual, title="splits", merged=(("I0", "I1"),)),
+        replace(usual, title="an island not worth having", islands=("I0",), splits_alone=None, gained=None),
+        replace(usual, title="splits with others", splits_alone=3),
+        replace(usual, title="keeps many out", gained=50),
+        replace(usual, title="much traffic", traffic=Traffic(size=10**9)),
+        usual,
+        replace(usual, title="harmless", needed=False, merged=(("I0", "I1", "I2"),)),
+    ]
+    assert sorted(reversed(rows), key=_rank) == rows
+
+
 def test_what_splits_nothing_at_an_end_needs_nothing():
     (only,) = advise(graph_of({**chain("a", "I0", [], 40), "x": (STRINGS, ["a39"])}))
     assert (only.needed, only.place) == (False, "end")
     assert only.action == "nothing: at the end of the model it splits no island"
     many = graph_of({**chain("a", "I0", [], 40), **{f"s{i}": (STRINGS, ["a39"]) for i in range(9)}})
     assert advise(many)[0].needed, "a fifth of the model is no trifle"
+
+
+def test_an_end_that_others_make_is_none():
+    """Only float64 keeps islands from standing behind x: once that is mended, x splits."""
+    rows = {**chain("a", "I0", [], 80), "x": (STRINGS, ["a79"]), **{f"y{i}": (FLOAT64, ["x"]) for i in range(3)}}
+    rows["z"] = (FLOAT64, ["y0", "y1", "y2"])
+    found = {item.family: item for item in advise(graph_of(rows))}
+    assert (found["strings"].place, found["strings"].splits_alone, found["strings"].needed) == ("end", 1, True)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +152,25 @@ def test_real_models_get_advice(model, family, op_type, needed):
     assert bool(named[0].splits or named[0].splits_alone) is needed
     left = {op.name for record in manifest.signatures for op in record.left}
     assert {name for item in found for name in item.ops} == left, "every op that stays is somebody's"
+
+
+def test_a_very_large_model_gets_an_answer_soon():
+    """Twelve thousand ops, sixty causes: the few that can be afforded are answered, the others are known not to be."""
+    rows = {"o0": ("I0", [])}
+    for index in range(1, 12_000):
+        number, last = divmod(index, 40)
+        where = f"tf2onnx has no lowering for Odd{number % 60}" if last == 39 else f"I{number}"
+        rows[f"o{index}"] = (where, [f"o{index - 1}"])
+    types = {name: where.split()[-1] for name, (where, _) in rows.items() if " " in where}
+    start = time.process_time()
+    found = advise(graph_of(rows, types=types))
+    assert time.process_time() - start < 10
+    assert len(found) == 60
+    known = [item for item in found if item.merged is not None]
+    assert 3 < len(known) < 30
+    assert found[: len(known)] == tuple(known), "what is known to split comes first"
+    assert all(item.splits == len(item.ops) for item in known)
+    assert len(known[0].splitters) > 1
 
 
 def test_without_graphs_little_is_said():

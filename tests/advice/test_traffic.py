@@ -44,5 +44,5 @@ def test_a_tensor_counts_once_for_each_island_that_gives_or_takes_it():
         "d0": ("I2", ["a1"]),  # from island to island: not because of x and y
     }
     graph = graph_of(rows, tensors={"a2": "float32[1,5]", "y": "float32[1,7]"})
-    found = between(graph, [index for index, op in enumerate(graph.ops) if op.name in ("x", "y")])
+    found = between(graph, [index for index, op in enumerate(graph.ops) if op.name in ("x", "y")], graph.readers())
     assert (found.tensors, found.size) == (3, 20 + 28 + 28)

@@ -133,6 +133,8 @@ def test_the_most_telling_entry_is_found() -> None:
         "my.toml: shape of 'x' is 3": "recipe-field",
         "shape of 'x' is (0, 3)": "shape-too-small",
         "refimpl: island A: tensorrt: TensorRT cannot execute here: no usable NVIDIA GPU (no driver)": "no-gpu",
+        "refimpl: island A: tensorrt: ONNX Runtime failed: x; onnxruntime runs instead": "onnxruntime-failed",
+        "sample 3: TensorFlow fails on it: input x has shape [2], the signature wants [3]": "sample-refused",
         "refimpl: TensorFlow runs island A: Segmentation of the mind": "engine-not-used",
     }.items():
         found = entry_of(message)

@@ -94,6 +94,7 @@ class FakeBundle:
     def __post_init__(self) -> None:
         self.signatures = self.signatures or self.golden.signatures
         self.asked: list[tuple[str, str]] = []
+        self.asked_natively: list[tuple[str, str]] = []
 
     def run(self, inputs: Mapping[str, Any], signature: str) -> FakeResult:
         case = self._case(inputs, signature)
@@ -101,7 +102,9 @@ class FakeBundle:
         return FakeResult(self.fault(copies(case)), self.islands(case))
 
     def run_native(self, inputs: Mapping[str, Any], signature: str) -> FakeResult:
-        return FakeResult(self.native_fault(copies(self._case(inputs, signature))), ())
+        case = self._case(inputs, signature)
+        self.asked_natively.append((signature, case.name))
+        return FakeResult(self.native_fault(copies(case)), ())
 
     def _case(self, inputs: Mapping[str, Any], signature: str) -> GoldenCase:
         return next(

@@ -172,8 +172,9 @@ def test_an_island_that_never_gave_an_answer(model: str, island: int, tmp_path: 
     if model == "words":
         name = f"TRTEngineOp_000_{island:03}"
         assert verdict.outcome is Outcome.FALLBACK_USED
+        why = "non-finite values made by its engine"
         assert verdict.problems == (
-            f"serving_default: island {name} ran in no engine in any case (non-finite values): it was not judged",
+            f"serving_default: island {name} ran in no engine in any case ({why}): it was not judged",
         )
         lenient, _ = judged(path, golden_of(model), CheckOptions(allow_fallback=True))
         assert lenient.passed

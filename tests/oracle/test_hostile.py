@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refimpl import runtime
 from refimpl.bundle import DirectCall, EngineRecord
 from refimpl.errors import GoldenError, RunError
 from refimpl.oracle import CheckOptions, Outcome, Verdict, VerdictSet, check, judge, read_golden
 from refimpl.oracle.cases import CaseKind
 from refimpl.oracle.golden import Golden
 from refimpl.oracle.runners import tree_sha256
+from refimpl.oracle.selection import suspicious_fallbacks
 from tests.oracle.fakes import (
     IN_ENGINE,
     ISLANDS,
@@ -84,6 +86,21 @@ def test_engines_that_the_bundle_stores_and_did_not_use(golden: Golden) -> None:
 
 
 _TENSORRT = EngineRecord(kind="tensorrt", file="refimpl/islands/i.engine", version="any", precision="fp32")
+
+
+def test_an_engine_that_overflows_now_and_then(golden: Golden) -> None:
+    """TensorFlow answers where an engine makes NaN, so the case matches; a reader of the pass must know."""
+    made = FakeIsland(ISLANDS[1], "native", runtime.MADE_NOT_FINITE)
+
+    def islands(case: Any) -> tuple[FakeIsland, ...]:
+        return (IN_ENGINE[0], made) if case.name == "normal-b3" else IN_ENGINE
+
+    verdict = judged(FakeBundle(golden, islands=islands))
+    assert verdict.passed
+    (note,) = verdict.notes
+    assert f"the engine of {ISLANDS[1]} made NaN or infinities in 1 case whose golden answers have none" in note
+    quiet = replace(golden.cases[1], outputs={**golden.cases[1].outputs, "scores": np.full((3, 6), np.nan, np.float32)})
+    assert suspicious_fallbacks(replace(golden, cases=(quiet,)), verdict.cases) == (), "TensorFlow makes them, too"
 
 
 # What nobody compared

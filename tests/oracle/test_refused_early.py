@@ -23,7 +23,7 @@ def refused(bundle: FakeBundle, *args: object) -> str:
     """The message of the one error; the bundle was not asked for anything."""
     result = invoke("b", bundle.golden.path, *args)
     assert isinstance(result.exception, RefimplError), result.output
-    assert bundle.asked == []
+    assert bundle.asked == bundle.asked_natively == []
     assert result.stdout == ""
     assert result.exception.hint
     return str(result.exception)
@@ -73,6 +73,7 @@ def saved(judged: FakeBundle, tmp_path: Path, **changes: Any) -> Path:
     """The JSON of a check, changed in some parts."""
     data = json.loads(invoke("b", judged.golden.path, "--json").stdout)
     judged.asked.clear()
+    judged.asked_natively.clear()
     for key, value in changes.items():
         data[key] = {**data[key], **value}
     file = tmp_path / "verdict.json"

@@ -12,7 +12,8 @@ import pytest
 
 import refimpl
 from refimpl import graph_record
-from refimpl.bundle import IDLE_OPS, TensorSpec
+from refimpl.bundle import IDLE_OPS, EngineRecord
+from refimpl.engines import tensorrt
 from refimpl.errors import RecipeError
 from refimpl.graph_record import GraphOp, SignatureGraph
 from refimpl.recipe import Recipe
@@ -22,6 +23,7 @@ from refimpl.report.html.document import make_document
 from refimpl.report.html.graph import signature_data
 from refimpl.report.html.ranges import HEIGHT, WIDTH, histogram_path
 from refimpl.report.html.render import format_percent, format_sentence, safe_json
+from refimpl.specs import TensorSpec
 from tests.bundles import copy_of, main, make_bundle, reseal
 from tests.report.pages import HOSTILE, hostile_material, material_of, page_text
 from tools.report.synthetic import synthetic
@@ -84,6 +86,8 @@ def test_every_choice_is_tried():
 @pytest.mark.parametrize("name", OTHER)
 def test_the_command_repeats_every_choice(name, monkeypatch, tmp_path):
     wanted = replace(Recipe(), **{name: OTHER[name]})
+    in_file = reproduction("model", wanted.to_json(), "bundle").recipe
+    assert bool(in_file) == (name in {"workspace_bytes", "op_set", "max_cached_engines", "build_at_runtime"})
     assert given_by(wanted, monkeypatch, tmp_path) == wanted
 
 
@@ -234,6 +238,23 @@ def test_histograms_keep_their_shape():
     assert rare[1] <= HEIGHT - 1, "one value among many is still seen"
 
 
+def test_an_older_engine_record_has_no_build_time():
+    record = EngineRecord(kind="tensorrt", file="x", version="1", precision="fp32", build_seconds=1.5)
+    assert EngineRecord.from_json(record.to_json()) == record
+    older = {name: value for name, value in record.to_json().items() if name != "build_seconds"}
+    assert EngineRecord.from_json(older).build_seconds is None
+
+
+@pytest.mark.skipif(not tensorrt.version(), reason="no TensorRT is installed")
+def test_the_time_of_a_build_is_kept():
+    document = make_document(material_of(make_bundle("odd_ops", Recipe(engines=("onnxruntime", "tensorrt")))))
+    engines = [engine for island in document["signatures"][0]["islands"] for engine in island["engines"]]
+    assert {engine["kind"] for engine in engines} == {"onnxruntime", "tensorrt"}
+    assert all((engine["seconds"] or 0) > 0 for engine in engines if engine["kind"] == "tensorrt")
+    assert all(engine["seconds"] is None for engine in engines if engine["kind"] == "onnxruntime")
+    assert all(engine["bytes"] > 0 for engine in engines)
+
+
 # The page as text
 
 
@@ -257,7 +278,7 @@ def test_hostile_names_are_text(library):
     elements = Elements(page)
     assert "hacked" not in elements.ids
     assert "<b id=hacked>" not in page
-    assert elements.names.count("script") == (4 if library else 3), "the data, the library, and two of ours"
+    assert elements.names.count("script") == (5 if library else 4), "the data, the library, and three of ours"
     assert page.count("{{ 7*7 }}") > 20, "no template is made of a name"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from refimpl import __version__, vendoring
 
 _HERE = Path(__file__).resolve().parent
-_SCRIPTS = ("graph.js", "page.js")
+_SCRIPTS = ("picture.js", "graph.js", "page.js")
 _SPACE = "\N{NO-BREAK SPACE}"  # between a number and its unit
 
 

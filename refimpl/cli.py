@@ -6,6 +6,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
@@ -43,6 +44,14 @@ for command in (convert, explain, inspect, run, record, check, bisect, export, c
     group.add_command(command)
 
 
+def process() -> NoReturn:
+    """Run one command, and end the process with its exit code."""
+    env.own_process()
+    code = main()
+    env.skip_collections()
+    sys.exit(code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
@@ -68,4 +77,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process()

@@ -42,7 +42,7 @@ PART = Part(
     about=(
         "All files of the bundle, against the variables of the original and the files that its engines are opened "
         "from: TensorRT's and the embedded engine's, which is the island's ONNX with weights of its own. *weights + "
-        "TensorRT engines* leaves the embedded engine out. Keras' `export` has written every variable of these three "
+        "TensorRT engines* leaves the embedded engine out. Keras' `export` has written the variables of these three "
         "models twice; a bundle keeps that file as it is."
     ),
     full=(_subject("resnet50"), _subject("bert_base"), _subject("efficientnetb0")),

@@ -1,7 +1,5 @@
 """``python -m refimpl``."""
 
-import sys
+from refimpl.cli import process
 
-from refimpl.cli import main
-
-sys.exit(main())
+process()

@@ -6,6 +6,7 @@ import io
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
@@ -47,6 +48,14 @@ for command in (
     group.add_command(command)
 
 
+def process() -> NoReturn:
+    """Run one command, and end the process with its exit code."""
+    env.own_process()
+    code = main()
+    env.skip_collections()
+    sys.exit(code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -75,4 +84,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    process()

@@ -76,7 +76,7 @@ class OrtEngine:
 
     ``InferenceSession.run`` copies nothing: inputs are read where they lie, and outputs are views of memory that
     ONNX Runtime hands over. Binding inputs and outputs, or passing OrtValues, was measured and is slower from Python
-    (``tools/bench/running.py``).
+    (``python -m tools.bench inference`` measures what is left of the cost of a call).
     """
 
     def __init__(self, path: Path, *, optimize: bool, spell_out: bool, threads: int = 0, model: Any = None) -> None:

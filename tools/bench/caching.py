@@ -1,75 +1,76 @@
-"""What a second conversion costs with the cache, as ratios to the first: ``python tools/bench/caching.py MODEL ...``.
-
-Every conversion is a process of its own, and every round begins with an empty cache: a conversion without a cache, one
-that fills it, one that finds everything in it, and one after a change of an option that leaves the engines the same.
-"""
+"""What a second conversion costs with the cache: against a conversion without one."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-ROUNDS = 5
+from tools.bench import machine, processes, workshop
+from tools.bench.parts import Pair, Part, Subject, model_of
+from tools.bench.samples import Round, Sample
+from tools.bench.workshop import Workshop
+
+WITHOUT, FILLS, HITS, OTHER = "without a cache", "fills it", "hits", "other option"
+_OTHER = ("--max-engines", "1000")  # leaves the engines as they are, and the key not
 
 
-def convert(model: Path, target: Path, *options: str) -> tuple[float, dict[str, float], list[str]]:
-    """Seconds of the whole process; seconds by stage; the notes of the bundle."""
-    command = [sys.executable, "-m", "refimpl", "convert", str(model), str(target), *options, "--json"]
-    start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    seconds = time.perf_counter() - start
-    manifest = json.loads(done.stdout)
-    return seconds, manifest["timings"], manifest["notes"]
+def options(subject: Subject, cache: Path) -> dict[str, list[str]]:
+    """Of the conversions of one round, in this order."""
+    with_cache = ["--cache", str(cache)]
+    more = {WITHOUT: [], FILLS: with_cache, HITS: with_cache, OTHER: [*with_cache, *_OTHER]}
+    return {name: [*subject.options, *words] for name, words in more.items()}
 
 
-def one_round(model: Path, engines: list[str]) -> dict[str, float]:
-    """Seconds of each conversion; of its stages alone under the same name with ``stages`` after it."""
-    found: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="refimpl-bench-") as name:
-        folder = Path(name)
-        cache = ["--cache", str(folder / "cache")]
-        runs = {
-            "without": [],
-            "fills": cache,
-            "hits": cache,
-            "other option": [*cache, "--max-engines", "1000"],
-        }
-        for what, options in runs.items():
-            seconds, stages, notes = convert(model, folder / what, *engines, *options)
-            assert any("from the cache" in note for note in notes) == (what == "hits"), notes
-            found[what], found[f"{what} stages"] = seconds, sum(stages.values())
-    return found
+def rounds(subject: Subject, shop: Workshop, count: int) -> Iterator[Round]:
+    """Every round begins with an empty cache."""
+    model = shop.saved_model(subject.spec)
+    workshop.read_all(model)
+    for _ in range(count):
+        with tempfile.TemporaryDirectory(dir=shop.folder) as folder:
+            wanted = options(subject, Path(folder, "cache"))
+            calls = {
+                name: lambda name=name, words=words: _converted(model, Path(folder, name), words, name == HITS)
+                for name, words in wanted.items()
+            }
+            yield machine.take_turns(calls)
 
 
-def main() -> None:
-    """Measure and print a Markdown table; seconds are medians, with the smallest and the largest."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--engine", action="append", default=[])
-    given = parser.parse_args()
-    engines = [word for kind in given.engine for word in ("--engine", kind)]
-    print("| model | conversion | process, s | stages, s | process, ratio | stages, ratio |\n|---|---|---|---|---|---|")
-    for model in given.models:
-        rounds = [one_round(model, engines) for _ in range(given.rounds)]
-        for what in ("without", "fills", "hits", "other option"):
-            cells = [_spread([found[f"{what}{part}"] for found in rounds]) for part in ("", " stages")]
-            ratios = [
-                f"{statistics.median(found[f'{what}{part}'] / found[f'without{part}'] for found in rounds):.2f}"
-                for part in ("", " stages")
-            ]
-            print(f"| {model.name} | {what} | {' | '.join(cells)} | {' | '.join(ratios)} |", flush=True)
+def _converted(model: Path, bundle: Path, words: list[str], hits: bool) -> Sample:
+    taken = processes.run(workshop.convert(model, bundle, *words))
+    found = workshop.manifest(bundle)
+    if any("from the cache" in note for note in found["notes"]) != hits:
+        raise processes.BenchError(
+            f"{bundle.name}: the cache was {'not used' if hits else 'used'}: {json.dumps(found['notes'])}",
+            hint="this is a mistake of the benchmark, or of the cache",
+        )
+    return {**taken, "stages s": sum(found["timings"].values())}
 
 
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+def spelled(subject: Subject) -> Mapping[str, str]:
+    """The commands as one types them."""
+    wanted = options(subject, Path("CACHE"))
+    commands = {name: workshop.convert(Path("MODEL"), Path("BUNDLE"), *words) for name, words in wanted.items()}
+    return model_of(subject) | {name: processes.spelled(words) for name, words in commands.items()}
 
 
-if __name__ == "__main__":
-    main()
+def _subject(name: str, spec: str = "") -> Subject:
+    return Subject(name, spec or name, ("--engine", "tensorrt"))
+
+
+PART = Part(
+    name="caching",
+    title="The second conversion",
+    about=(
+        "Whole processes; *stages* leaves out their start, imports and exit. Each round begins with an empty cache: "
+        "a conversion without one, one that *fills it*, the same again, which *hits*, and one after a change of an "
+        "*other option* (`--max-engines`) that leaves the engines as they are."
+    ),
+    full=(_subject("resnet50"), _subject("efficientnetb0")),
+    quick=(_subject("dense", "dense_stack:width=64,depth=2"),),
+    repeats=5,
+    rounds=rounds,
+    commands=spelled,
+    pairs=(Pair(FILLS, WITHOUT), Pair(HITS, WITHOUT), Pair(OTHER, WITHOUT)),
+)

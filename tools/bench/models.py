@@ -1,7 +1,8 @@
 """Models that benchmarks convert and run: real architectures with made-up weights, and extremes of size.
 
-``python -m tools.bench.models NAME DIR`` writes one. Weights are random but not degenerate, so that a wrong value
-anywhere shows in the output: batch normalizations get the statistics of real activations.
+``python -m tools.bench.models NAME DIR ...`` writes them; ``dense_stack:width=64,depth=2`` is one of another size.
+Weights are random but not degenerate, so that a wrong value anywhere shows in the output: batch normalizations get the
+statistics of real activations.
 """
 
 from __future__ import annotations
@@ -126,9 +127,20 @@ def many_islands(target: Path, count: int = 200) -> None:
     tf.saved_model.save(tf.Module(), str(target), signatures=call.get_concrete_function())
 
 
-MODELS: dict[str, Callable[[Path], None]] = {
-    make.__name__: make
-    for make in (
+def relu(target: Path) -> None:
+    """One op: what a call costs beyond computing anything; ``float32[n]``."""
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.float32, name="x")])  # type: ignore[untyped-decorator]
+    def call(x: Any) -> dict[str, Any]:
+        return {"y": tf.nn.relu(x)}
+
+    tf.saved_model.save(tf.Module(), str(target), signatures=call.get_concrete_function())
+
+
+MODELS: dict[str, Callable[..., None]] = {
+    model.__name__: model
+    for model in (
+        relu,
         resnet50,
         efficientnetb0,
         vgg16,
@@ -141,5 +153,16 @@ MODELS: dict[str, Callable[[Path], None]] = {
 }
 
 
+def make(spec: str, target: Path) -> None:
+    """Write the model that a spec names: ``"resnet50"``, ``"many_islands:count=40"``.
+
+    Raises:
+        KeyError: there is no such model.
+    """
+    name, _, sizes = spec.partition(":")
+    MODELS[name](target, **{key: int(value) for key, value in (item.split("=") for item in sizes.split(",") if item)})
+
+
 if __name__ == "__main__":
-    MODELS[sys.argv[1]](Path(sys.argv[2]))
+    for wanted, place in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        make(wanted, Path(place))

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from refimpl import __version__
+from refimpl import __version__, env
 from refimpl.cli_bisect import bisect
 from refimpl.cli_cache import cache
 from refimpl.cli_calibration import calibration

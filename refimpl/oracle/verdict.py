@@ -170,7 +170,10 @@ class Verdict:
         """
         runs = [(case.signature, island) for case in self.judged for island in case.islands]
         seen = {(signature, island.island) for signature, island in runs if island.engine != NATIVE}
-        found = {(key, run.island): run.reason for key, run in runs if run.expected and (key, run.island) not in seen}
+        found: dict[tuple[str, str], str] = {}
+        for key, run in runs:
+            if run.expected and (key, run.island) not in seen:
+                found.setdefault((key, run.island), run.reason)  # why in its first case
         called, ran = {(key, run.island) for key, run in runs}, {case.signature for case in self.judged if case.right}
         return found | {key: "nothing called it" for key in self.islands if key[0] in ran and key not in called}
 

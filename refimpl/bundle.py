@@ -46,6 +46,10 @@ class EngineRecord:
     targets: tuple[str, ...] = ()  # compute capabilities that it was built for; empty: the library's own choice
     build_seconds: float | None = None  # None: nothing was built (embedded, from the cache), or an older bundle
 
+    def nbytes(self, sizes: Mapping[str, int]) -> int:
+        """Bytes of its file and of those beside it, by the sizes of the bundle's files; 0 when it is not stored."""
+        return sum(sizes.get(self.file + suffix, 0) for suffix in ("", WEIGHTS_SUFFIX, KERNELS_SUFFIX) if self.file)
+
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "profiles": list(self.profiles), "targets": list(self.targets)}
 

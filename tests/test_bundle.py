@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import refimpl
 from refimpl import bundle, oracle
-from refimpl.bundle import FORMAT_VERSION, Manifest
+from refimpl.bundle import FORMAT_VERSION, EngineRecord, Manifest
 from refimpl.errors import BundleError
 from refimpl.graph_record import GRAPH
 from tests.bundles import (
@@ -308,3 +308,9 @@ def test_a_bundle_moves_and_lives_beside_its_copy(tmp_path):
         assert_same(result.outputs, answers(NAME, feeds_of(NAME)))
         assert {run.engine for run in result.islands} == {"onnxruntime"}
         assert sum(loaded.counts().values()) == 2
+
+
+def test_an_engine_is_as_large_as_its_files() -> None:
+    sizes = {"a.onnx": 5, "a.onnx.data": 70, "b.engine": 11, "b.engine.kernels": 100, "c": 1000}
+    stored = [EngineRecord(kind="k", file=file, version="v", precision="fp32") for file in ("a.onnx", "b.engine", "")]
+    assert [engine.nbytes(sizes) for engine in stored] == [75, 111, 0]

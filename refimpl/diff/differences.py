@@ -244,7 +244,7 @@ def _island(
 def _engine(engine: EngineRecord | None, sizes: Mapping[str, int]) -> str:
     if engine is None:
         return "none"
-    size = f", {sizes[engine.file] / 1024:.1f} KiB" if engine.file in sizes else ""
+    size = f", {engine.nbytes(sizes) / 1024:.1f} KiB" if engine.file in sizes else ""
     targets = f", for {' '.join(engine.targets)}" if engine.targets else ""
     return f"{engine.precision}{size}, {engine.version}{targets}"
 
@@ -255,6 +255,6 @@ def _alike(
     """Whether nothing changed but the size, and that by next to nothing."""
     if old is None or new is None:
         return False
-    sizes = before.get(old.file, 0), after.get(new.file, 0)
+    sizes = old.nbytes(before), new.nbytes(after)
     known = (old.precision, old.version, old.targets) == (new.precision, new.version, new.targets)
     return known and abs(sizes[0] - sizes[1]) <= _SIZE * max(sizes)

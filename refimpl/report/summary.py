@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from refimpl.bundle import IDLE_OPS, WEIGHTS_SUFFIX, IslandRecord, LeftOp, Manifest, SignatureRecord
+from refimpl.bundle import IDLE_OPS, IslandRecord, LeftOp, Manifest, SignatureRecord
 from refimpl.graph_record import SignatureGraph
 from refimpl.specs import Signature
 from refimpl.tables import Column
@@ -123,7 +123,7 @@ def _rows(island: IslandRecord, sizes: Mapping[str, int]) -> list[tuple[str, ...
     """A row for each engine of an island; what is the island's own stands in the first."""
     found: list[tuple[str, ...]] = []
     for index, engine in enumerate(island.engines):
-        size = _mib(_size(engine.file, sizes)) if engine.file else "not built"
+        size = _mib(engine.nbytes(sizes)) if engine.file else "not built"
         name, ops, verified = island.name, str(len(island.ops)), island.verified or "NO"
         first, last = ((name, ops), verified) if index == 0 else (("", ""), "")
         found.append((*first, engine.kind, engine.precision, size, last))
@@ -178,11 +178,6 @@ def _rest(console: Console, count: int, noun: str, where: str = "") -> None:
 
 def _types(kinds: Iterable[str]) -> str:
     return ", ".join(f"{kind} x{count}" for kind, count in Counter(kinds).most_common(4))
-
-
-def _size(file: str, sizes: Mapping[str, int]) -> int:
-    """Bytes of an engine's file, and of the weights beside it."""
-    return sizes.get(file, 0) + sizes.get(file + WEIGHTS_SUFFIX, 0)
 
 
 def _mib(size: int) -> str:

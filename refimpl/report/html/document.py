@@ -153,13 +153,12 @@ def _island(number: int, island: IslandRecord, material: Material) -> dict[str, 
 
 
 def _engine(engine: EngineRecord, sizes: Mapping[str, int]) -> dict[str, Any]:
-    files = [engine.file + suffix for suffix in ("", bundles.WEIGHTS_SUFFIX, bundles.KERNELS_SUFFIX)]
     return {
         "kind": engine.kind,
         "version": engine.version,
         "precision": engine.precision,
         "file": engine.file,
-        "bytes": sum(sizes.get(name, 0) for name in files) if engine.file else None,
+        "bytes": engine.nbytes(sizes) if engine.file else None,
         "seconds": engine.build_seconds,
         "targets": list(engine.targets),
         "profiles": [_profile(item) for item in engine.profiles],

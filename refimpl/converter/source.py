@@ -57,7 +57,7 @@ class Source:
         self.cut_out: dict[str, SignatureGraph] = {}  # by signature; see load.signature_graph
         self.graph = tf.Graph()
         with self.graph.as_default():
-            self.session: Any = tf.compat.v1.Session(graph=self.graph, config=_session_config())
+            self.session: Any = tf.compat.v1.Session(graph=self.graph, config=session_config())
             try:
                 tf.compat.v1.saved_model.load(self.session, list(self.tags), str(path))
             except (tf.errors.OpError, ValueError, KeyError, OSError, RuntimeError) as error:
@@ -220,7 +220,8 @@ def _pick_meta_graph(proto: Any, tags: Sequence[str], path: Path) -> Any:
     )
 
 
-def _session_config() -> Any:
+def session_config() -> Any:
+    """How every session computes that islands are held against: on the CPU, and as when the model is served."""
     # Not with place_pruned_graph, though that costs less: Grappler then fuses nothing, and a fused kernel makes other
     # things of a NaN than those it stands for. What islands are held against must be what the model does when served.
     return tf.compat.v1.ConfigProto(device_count={"GPU": 0})

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         click.echo(f"error: {describe_error(error)}", err=True)
         return 2
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; nothing was written", err=True)
+        click.echo("interrupted; nothing is left half-written", err=True)
         return 2
     except BrokenPipeError:
         return 0

@@ -62,5 +62,8 @@ def _graphs(model: Path, signature: str | None) -> Mapping[str, SignatureGraph]:
 def _chosen(graphs: Mapping[str, SignatureGraph], model: Path, signature: str | None) -> SignatureGraph:
     wanted = signature or (_DEFAULT if _DEFAULT in graphs or len(graphs) != 1 else next(iter(graphs)))
     if wanted not in graphs:
-        raise RecipeError(f"no signature {wanted!r} in {model} was converted", hint=f"choose from {', '.join(graphs)}")
+        raise RecipeError(
+            f"no signature {wanted!r} in {model} was converted",
+            hint=f"choose one with --signature: {', '.join(graphs)}",
+        )
     return graphs[wanted]

@@ -132,14 +132,14 @@ def _kept_verdict(file: Path, manifest: Manifest) -> dict[str, Any]:
     try:
         verdict_data(kept)
         judged = kept["bundle"]
-        name, about = judged["name"], (judged["source_sha256"], judged["precision"])
+        name, precision, bundle_id = judged["name"], judged["precision"], judged["bundle_id"]
     except (LookupError, TypeError, AttributeError) as error:
         raise GoldenError(
             f"the verdict {file} is incomplete: {error}", hint="write it again: refimpl check BUNDLE GOLDEN --json"
         ) from None
-    if about != (manifest.source_sha256, manifest.precision):
+    if bundle_id != manifest.bundle_id:
         raise GoldenError(
-            f"the verdict {file} is on another bundle: {name} ({about[1]})",
+            f"the verdict {file} is on another bundle: {name} ({precision})",
             hint="check this bundle: refimpl check BUNDLE GOLDEN --json, or give the golden record itself",
         )
     return kept

@@ -10,7 +10,7 @@ from typing import Any
 
 from refimpl import engines, env, gpus
 from refimpl.cache import Cache, Key, file_digest
-from refimpl.engines import BuildOptions, Profile, describing
+from refimpl.engines import BuildOptions, Profile
 
 KIND, TIMINGS = "engine", "timings"
 _COMPILED = ("tensorrt",)  # the kinds whose build is work; the others copy the island's ONNX
@@ -27,6 +27,8 @@ def engine_key(kind: str, model: Path, profiles: Sequence[Profile], options: Bui
         profiles: shapes that the engine must take.
         options: of the build; what is timed on the way changes nothing that counts.
     """
+    from refimpl.engines import describing  # it imports ONNX, and a process that only runs bundles needs none
+
     data = model.with_name(model.name + _WEIGHTS_SUFFIX)
     parts = {
         "engine": kind,

@@ -56,7 +56,8 @@ def partition(
     sizes = {key: _segment_size(ops, members, readers) for key, members in islands.items()}
     reasons: dict[str, str] = {}
     for key in [key for key, size in sizes.items() if size < min_segment_size]:
-        why = f"its island would have {counted(sizes[key], 'op')}, fewer than min_segment_size={min_segment_size}"
+        what = _what_counts(ops, islands[key], sizes[key])
+        why = f"its island would have {what}, fewer than min_segment_size={min_segment_size}"
         reasons.update(dict.fromkeys(islands.pop(key), why))
     kept = sorted(islands, key=lambda key: -sizes[key])
     if max_engines:
@@ -83,6 +84,14 @@ def _segment_size(ops: Mapping[str, Op], members: Sequence[str], readers: Mappin
     counted = sum(ops[name].type not in _UNCOUNTED for name in members)
     own = _readers(ops[name] for name in members)
     return counted + sum(readers[constant] == count for constant, count in own.items()) if counted else 0
+
+
+def _what_counts(ops: Mapping[str, Op], members: Sequence[str], size: int) -> str:
+    """The size of a segment in words: constants are told apart, since everybody else counts ops alone."""
+    working = sum(ops[name].type not in _UNCOUNTED for name in members)
+    constants = size - working
+    parts = [counted(working, "op"), counted(constants, "constant")]
+    return " and ".join(parts[: 2 if constants > 0 else 1])
 
 
 def convex_groups(ops: Mapping[str, Op]) -> dict[str, int]:

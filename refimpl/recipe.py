@@ -41,7 +41,7 @@ class Recipe:
             quantizes what TensorRT runs in int8 and computes other products in float16; ``auto`` takes the fastest
             that costs no more than ``max_drop``.
         engines: kinds of engines to store. The embedded ``onnxruntime`` engine is always there.
-        min_segment_size: an island of fewer TensorFlow ops stays in TensorFlow.
+        min_segment_size: an island of fewer TensorFlow ops and constants stays in TensorFlow.
         max_engines: keep only this many islands, the largest; 0 means no limit.
         keep_in_tf: TensorFlow op types or node names (``fnmatch`` patterns) that must stay in TensorFlow.
         shapes: for each input named, a concrete shape; several shapes of one input span a profile.

@@ -179,7 +179,7 @@ def test_an_interrupt_half_way_leaves_nothing(sign, number, tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2, [*lines, err]
     assert out == ""
-    assert err.splitlines()[-1] == "interrupted; nothing was written"
+    assert err.splitlines()[-1] == "interrupted; nothing is left half-written"
     assert hidden(place) == []
     assert ours(scratch) == []
 

@@ -189,7 +189,7 @@ def test_an_interrupt_is_2(monkeypatch, capfd, arguments, tmp_path):
     assert main(*arguments["convert"]) == 2
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.splitlines()[-1] == "interrupted; nothing was written"
+    assert err.splitlines()[-1] == "interrupted; nothing is left half-written"
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 

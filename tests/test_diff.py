@@ -12,6 +12,7 @@ from rich.console import Console
 from refimpl import bundle, cli
 from refimpl.bundle import EngineRecord, IslandRecord
 from refimpl.diff import difference, side_of_bundle, side_of_plan
+from refimpl.diff.sides import SignatureSide
 from refimpl.graph_record import read_graphs
 from refimpl.recipe import Recipe
 from refimpl.report.diff import print_difference
@@ -155,6 +156,15 @@ def test_layers_are_compared_one_by_one():
     item, found = changes(built(USUAL), built(lifted))
     assert item.layers == (("conv", "fp16", "fp32", "it overflows"),)
     assert "1 layer in another precision" in shown(found)
+
+
+def test_a_plan_lacks_no_signature_that_nobody_converted():
+    unasked = SignatureSide("not asked for (--signature)", {})
+    built = replace(plan(ONE), is_plan=False)
+    built = replace(built, signatures={**built.signatures, "second": unasked})
+    assert difference(plan(ONE), built).missing == ((), ())
+    assert difference(built, plan(ONE)).missing == ((), ())
+    assert difference(replace(plan(ONE), is_plan=False), built).missing == ((), ("second",))
 
 
 def test_a_signature_that_is_no_longer_converted_says_why():

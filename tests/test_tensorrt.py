@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import onnx
@@ -19,6 +20,9 @@ from tests.models import saved_model
 from tests.onnx_models import dense, info, make_model, node, relu, saved
 
 OPTIONS = BuildOptions(tf32=False, workspace_bytes=0)
+
+
+FULL = Path("/dev/full")  # every byte that is written to it finds the disk full
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -221,3 +225,13 @@ def test_ops_that_tensorrt_cannot_build_go_back_to_tensorflow(tmp_path, monkeypa
     result = loaded.run(feeds_of("odd_ops"))
     assert {(run.engine, run.reason) for run in result.islands} == {("onnxruntime", "")}
     assert_same(result.outputs, answers("odd_ops", feeds_of("odd_ops")))
+
+
+@needs_tensorrt
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
+def test_an_engine_that_could_not_be_written_is_none(tmp_path):
+    """The library calls back for every part, swallows what that raises, and says that it has built."""
+    target = tmp_path / "e.engine"
+    target.symlink_to(FULL)
+    with pytest.raises(OSError, match="No space left"):
+        tensorrt.build(relu(tmp_path), target, (profile((1, 3), (4, 3)),), OPTIONS)

@@ -121,7 +121,7 @@ def test_inputs_that_would_be_misread_are_refused(opened):
     engine = opened()
     with pytest.raises(RunError, match="takes x as float32, not float64"):
         engine.run([rows(2).astype(np.float64)])
-    with pytest.raises(RunError, match="takes 1 inputs, not 2"):
+    with pytest.raises(RunError, match="takes 1 input, not 2"):
         engine.run([rows(2), rows(2)])
 
 

@@ -61,10 +61,16 @@ def advise_bundle(manifest: Manifest, graphs: Mapping[str, SignatureGraph]) -> t
         graphs: its graphs (:func:`refimpl.graph_record.read_graphs`); without them little can be said of ops.
     """
     found = list(advise_all(graphs.values(), manifest.recipe))
+    cut = {
+        record.signature.key: Partitioner(graphs[record.signature.key], manifest.recipe)
+        if record.signature.key in graphs
+        else None
+        for record in manifest.signatures
+        if record.islands
+    }
     for record in manifest.signatures:
-        graph = graphs.get(record.signature.key)
-        partitioner = None if graph is None else Partitioner(graph, manifest.recipe)
-        found += [*whole_signature(record), *slow_islands(record, partitioner)]
+        others = [partitioner for key, partitioner in cut.items() if key != record.signature.key]
+        found += [*whole_signature(record), *slow_islands(record, cut.get(record.signature.key), others)]
     return tuple(sorted(found, key=_rank))
 
 

@@ -52,6 +52,7 @@ ALTERNATIVES: dict[str, str] = {
     "UniqueV2": "the size of its output depends on values; do it before or after the model",
     "Unique": "the size of its output depends on values; do it before or after the model",
     "EnsureShape": "remove it, and give the shape in the TensorSpec that the model is exported with",
+    "CheckNumerics": "remove it before exporting, or check what the model gives where it is called",
     "Assert": "remove checks before exporting, or make them where the model is called",
     "Print": "remove it before exporting",
     "PrintV2": "remove it before exporting",

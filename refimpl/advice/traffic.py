@@ -25,7 +25,8 @@ class Traffic:
     Attributes:
         size: bytes; every unknown dimension counts as 1.
         rows: whether a first dimension is unknown, so that the size is that of one row (a batch of 1).
-        at_least: whether another dimension, a rank, or the size of an element is unknown, so that it may be more.
+        at_least: whether another dimension, the only one, a rank, or the size of an element is unknown, so that it may
+            be more.
         tensors: how many tensors; one that enters two islands counts twice.
     """
 
@@ -53,7 +54,7 @@ def traffic_of(tensors: Iterable[str]) -> Traffic:
             at_least = True
             continue
         rows |= bool(shape) and shape[0] is None
-        at_least |= None in shape[1:]
+        at_least |= None in shape[1:] or shape == (None,)  # which may be the size of what was flattened
         size += _SIZES[dtype] * math.prod(1 if dimension is None else dimension for dimension in shape)
     return Traffic(size, rows, at_least, count)
 

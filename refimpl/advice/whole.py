@@ -27,12 +27,15 @@ _SIGNATURES = (  # what stays whole, why, and what to do
 )
 
 
-def slow_islands(record: SignatureRecord, partitioner: Partitioner | None) -> tuple[Advice, ...]:
+def slow_islands(
+    record: SignatureRecord, partitioner: Partitioner | None, others: Sequence[Partitioner | None] = ()
+) -> tuple[Advice, ...]:
     """Islands whose crossing takes longer than TensorFlow takes for their ops: they cannot win, whatever the engine.
 
     Args:
         record: of the signature; what was measured when it was converted is in its islands.
         partitioner: of its graph, which knows how large its islands count; None where there is no graph.
+        others: of the other signatures with islands: a smallest size would hold for them, too.
     """
     slow = [island for island in record.islands if _is_slow(island)]
     if not slow:
@@ -47,7 +50,7 @@ def slow_islands(record: SignatureRecord, partitioner: Partitioner | None) -> tu
             family=SLOW,
             title=f"{counted(len(slow), 'island')} {verb} more to enter and leave than TensorFlow needs for the ops "
             f"({which})",
-            action=_remedy(slow, partitioner),
+            action=_remedy(slow, partitioner, others),
             needed=True,
             reasons=(),
             ops=(),
@@ -73,18 +76,16 @@ def _is_slow(island: IslandRecord) -> bool:
     return bool(found) and found["crossing"] > _MARGIN * found["tensorflow"]
 
 
-def _remedy(
-    slow: Sequence[IslandRecord],
-    partitioner: Partitioner | None,
-) -> str:
+def _remedy(slow: Sequence[IslandRecord], partitioner: Partitioner | None, others: Sequence[Partitioner | None]) -> str:
     """``--min-segment-size`` where it hits these islands alone, else the ops to keep."""
     names = {island.name for island in slow}
     if partitioner is not None and partitioner.exact:
         sizes = partitioner.sizes()
         least = 1 + max(sizes[name] for name in names)
-        others = [name for name, size in sizes.items() if size < least and name not in names]
-        if not others:
-            return f"keep them in TensorFlow: --min-segment-size {least}"
+        spared = [size for name, size in sizes.items() if name not in names]
+        spared += [size for other in others for size in ([0] if other is None else other.sizes().values())]
+        if all(size >= least for size in spared):
+            return f"keep them in TensorFlow: --min-segment-size {least} (which counts their constants, too)"
     ops = [name for island in slow for name, _ in island.ops]
     if len(ops) <= 3:
         return "keep them in TensorFlow: " + " ".join(f"--keep-in-tf {name}" for name in ops)

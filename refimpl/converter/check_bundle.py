@@ -16,6 +16,7 @@ from refimpl import bundle, runtime
 from refimpl.bundle import Manifest, SignatureRecord
 from refimpl.converter.plan import Seen
 from refimpl.converter.source import Source
+from refimpl.engines import onnxruntime
 from refimpl.errors import BuildError, InternalError, first_line
 from refimpl.numerics import disagreement
 from refimpl.tolerance import tolerance_for
@@ -42,6 +43,7 @@ def prove(
 
     Raises:
         BuildError: the bundle does not give TensorFlow's answers; it must not ship.
+        InternalError: nor must one with an island that no engine runs.
     """
     cases = [
         (record, sample.values)
@@ -67,8 +69,23 @@ def prove(
                     raise _disagrees(key, why, verified=manifest.verified)
             if record.direct is not None:
                 _compare_direct(folder, manifest, record, values, got)
+    _require_engines(folder, manifest)
     runtime.forget(folder)
     return notes
+
+
+def _require_engines(folder: Path, manifest: Manifest) -> None:
+    """Every island runs in the embedded engine, as its file lies in the bundle: it changed after it was verified.
+
+    The answers do not tell. Where no engine stands, TensorFlow gives them.
+
+    Raises:
+        InternalError: one cannot be opened, or does not give its probe's answers.
+    """
+    owner = runtime.runtime_of(str(folder / bundle.POINTER), manifest.bundle_id)
+    for island in manifest.islands:
+        if problem := owner.island(island.name).problem_of(onnxruntime.NAME):
+            raise InternalError(f"no engine runs island {island.name} in the finished bundle: {problem}")
 
 
 def _disagreement(record: SignatureRecord, want: Answers, got: Answers, precision: str) -> str:

@@ -32,6 +32,7 @@ _BUDGET = 0.25  # seconds for all islands of one signature; the small ones come 
 _MOST_OPS = 64  # larger islands are in no doubt, and TensorFlow would take long to get ready for them
 _RUNS = 100  # the fastest is told: what else the machine does can only slow a call down
 _ENOUGH = 0.02  # seconds of runs after which no more are made
+_ENOUGH_SMALL = 0.1  # of an empty call, which takes as long as that only where other programs want the processor
 _LARGE = 1 << 20  # floats
 _NAME, _ID = "TRTEngineOp_000_000", "crossing"
 
@@ -82,8 +83,13 @@ def _timing(island: IslandRecord, probe: Path, native: NativeGraph, crossing: Cr
     return {"crossing": round(crossing.of(size), 7), "tensorflow": round(seconds, 7), "bytes": size}
 
 
-def fastest(call: Callable[[], object]) -> float:
-    """Seconds of the fastest of some calls, after one that is not counted."""
+def fastest(call: Callable[[], object], enough: float = _ENOUGH) -> float:
+    """Seconds of the fastest of some calls, after one that is not counted.
+
+    Args:
+        call: what is measured.
+        enough: seconds of runs after which no more are made.
+    """
     call()
     best, spent = float("inf"), 0.0
     for _ in range(_RUNS):
@@ -91,7 +97,7 @@ def fastest(call: Callable[[], object]) -> float:
         call()
         seconds = time.perf_counter() - start
         best, spent = min(best, seconds), spent + seconds
-        if spent > _ENOUGH:
+        if spent > enough:
             break
     return best
 
@@ -121,7 +127,8 @@ def measure() -> Crossing | None:
 def _cost(session: Any, value: Array) -> float:
     """Seconds that the engine node adds, over a node that passes the same tensor on."""
     calls = [session.make_callable([name], feed_list=["x:0"]) for name in (f"{_NAME}:1", "plain:0")]
-    engine, plain = (fastest(functools.partial(call, value)) for call in calls)
+    enough = _ENOUGH_SMALL if value.size == 1 else _ENOUGH
+    engine, plain = (fastest(functools.partial(call, value), enough) for call in calls)
     return max(engine - plain, 0.0)
 
 

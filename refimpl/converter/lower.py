@@ -26,7 +26,7 @@ from refimpl.partition import convex_groups
 from refimpl.specs import TensorSpec
 
 OPSET = 18  # the newest that tf2onnx 1.17 writes
-_SINK = "marked"  # the node that keeps all markers alive
+_SINK = "refimpl/marked"  # the node that keeps all markers alive; no model has one of this name
 _UNCUTTABLE = frozenset(["variant", "resource", "string"])
 
 

@@ -39,6 +39,10 @@ _NO_WHOLE_SAMPLE = (
     "no input that can be made up runs through the whole model; islands were verified with values drawn at their cuts "
     "(give real samples with --calibration)"
 )
+_DRAWN_SIZES = (
+    "where sizes are open, TensorRT engines take only those of the drawn values; other sizes run in ONNX Runtime (give "
+    "real samples of the sizes you call with, with --calibration)"
+)
 _PROFILE_BATCH = 8  # the largest batch of an engine when nobody gave shapes
 
 
@@ -208,11 +212,15 @@ def look(graph: OpGraph, native: NativeGraph, recipe: Recipe, given: SampleReade
                 break
         return Seen(tuple(samples), tuple(samples), (), outputs)
     made = sampling.made_up(signature, shapes, accepts, max([2, *(len(item) for item in shapes.values())]))
-    notes = () if made or not signature.inputs else (_NO_WHOLE_SAMPLE,)
+    notes = () if made or not signature.inputs else _without_samples(recipe)
     profile = made
     if made and not shapes and "tensorrt" in recipe.engines:
         profile = [*made, *_batched(signature.inputs, made[0], accepts)]
     return Seen(tuple(made), tuple(profile), notes, outputs)
+
+
+def _without_samples(recipe: Recipe) -> tuple[str, ...]:
+    return (_NO_WHOLE_SAMPLE, _DRAWN_SIZES) if "tensorrt" in recipe.engines else (_NO_WHOLE_SAMPLE,)
 
 
 def _batched(specs: Sequence[object], sample: Sample, accepts: Callable[[Sample], bool]) -> list[Sample]:

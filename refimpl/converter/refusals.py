@@ -40,7 +40,7 @@ UNFAITHFUL = {
         "its lowering goes through float32 matrix products and drops TensorFlow's checks of the segment ids",
     ),
     "CropAndResize": "TensorRT's parser crashes on its lowering inside loops",
-    "EnsureShape": "it is a check that only TensorFlow makes",
+    **dict.fromkeys(["CheckNumerics", "EnsureShape"], "it is a check that only TensorFlow makes"),
     "SparseSoftmaxCrossEntropyWithLogits": "TensorFlow refuses labels out of range, an engine does not",
     **dict.fromkeys(
         "TensorScatterUpdate TensorScatterAdd TensorScatterSub TensorScatterMax TensorScatterMin ScatterNd".split(),

@@ -142,11 +142,17 @@ def difference(before: Side, after: Side) -> Difference:
         names=(before.name, after.name),
         plans=(before.is_plan, after.is_plan),
         facts=tuple(facts),
-        missing=(_only(before.signatures, after.signatures), _only(after.signatures, before.signatures)),
+        missing=(_missing(before, after), _missing(after, before)),
         signatures=tuple(_signature(key, before, after) for key in keys),
         notes=(_only(before.notes, after.notes), _only(after.notes, before.notes)) if built else ((), ()),
         timings=tuple((stage, before.timings[stage], after.timings[stage]) for stage in stages),
     )
+
+
+def _missing(side: Side, other: Side) -> tuple[str, ...]:
+    """Signatures that the other side lacks. A plan holds those alone that would be converted, so it lacks no other."""
+    keys = _only(side.signatures, other.signatures)
+    return tuple(key for key in keys if not (other.is_plan and side.signatures[key].reason))
 
 
 def _only(first: Any, second: Any) -> tuple[str, ...]:

@@ -43,6 +43,7 @@ class BundleFacts:
     """The bundle as it lies on disk."""
 
     name: str
+    bundle_id: str
     source_name: str
     source_sha256: str
     precision: str
@@ -77,6 +78,7 @@ def facts_of(path: Path, manifest: Manifest, golden: Golden) -> Facts:
     return Facts(
         bundle=BundleFacts(
             name=path.name,
+            bundle_id=manifest.bundle_id,
             source_name=manifest.source_name,
             source_sha256=manifest.source_sha256,
             precision=manifest.precision,

@@ -15,6 +15,7 @@ import numpy as np
 from refimpl import engines
 from refimpl.accuracy import accuracy
 from refimpl.bundle import EngineRecord, IslandRecord, Manifest
+from refimpl.engines import tensorrt
 from refimpl.errors import RefimplError
 from refimpl.numerics import disagreement
 from refimpl.runtime import read_probe
@@ -77,10 +78,14 @@ def _run(bundle: Path, record: EngineRecord, inputs: list[Array]) -> list[Array]
         return f"not run here: {problem}"
     if not record.file:
         return "not run: it is yet to be built"
+    if record.kind == tensorrt.NAME and (why := tensorrt.refusal(record.version, tensorrt.version(), record.targets)):
+        return f"not run here: {why}"
     try:
         return kind.open(bundle / record.file).run(inputs)
     except RefimplError as error:
         return f"not run: {error.message}"
+    except Exception as error:  # noqa: BLE001  a library may fail in its own ways: the rest can be told all the same
+        return f"not run: {type(error).__name__}: {error}"
 
 
 def _compare(island: IslandRecord, record: EngineRecord, spec: TensorSpec, want: Array, got: Array) -> CutAccuracy:

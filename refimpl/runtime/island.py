@@ -131,6 +131,14 @@ class IslandRuntime:
                     return list(outputs)
         return self.call([np.asarray(item) for item in tensors])
 
+    def problem_of(self, kind: str) -> str:
+        """Why a kind of engine does not run it here; "" when it does: it is open, and has given its probe's answers."""
+        if self._record is None or self._owner.problem:
+            return self._owner.problem or f"the manifest knows no island {self._name}"
+        if any(run.engine == kind for run, _ in self._open(self._record)):
+            return ""
+        return "; ".join(self._problems) or "the bundle stores no engine for it"
+
     def _native(self, reason: str) -> None:
         """Count that TensorFlow runs it, say why once, and raise where that is forbidden."""
         self._owner.count(IslandRun(self._name, NATIVE, reason))

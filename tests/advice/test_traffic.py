@@ -13,6 +13,7 @@ from tests.advice.graphs import STRINGS, chain, graph_of
     [
         ("float32[2,3]", 24, False, False),
         ("float32[?,3]", 12, True, False),  # one row
+        ("float32[?]", 4, True, True),  # a number a row, or rows that were flattened
         ("float16[?,?,4]", 8, True, True),  # at least one by one by four
         ("int64[]", 8, False, False),
         ("bool[5]", 5, False, False),

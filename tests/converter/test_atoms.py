@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+import tensorflow as tf
 
 from refimpl.artifacts import Array
 from refimpl.converter import lower, onnxgraphs
@@ -21,6 +22,7 @@ from refimpl.engines.onnxruntime import session_options
 from refimpl.oracle.compare import compare
 from refimpl.tolerance import tolerance_for
 from tests.models import sample_inputs
+from tests.models_tf1 import write_v1
 
 UNCUTTABLE = {"variant", "resource", "string"}
 # A model, and how many of its tensors have markers at least.
@@ -134,3 +136,16 @@ def test_no_node_belongs_to_two_groups(name: str, model: Callable[[str], Path]) 
             owners.setdefault(node.name, set()).add(graph.ops[op].group)
     assert len(owners) > len(ops) / 2
     assert {node: groups for node, groups in owners.items() if len(groups) > 1} == {}
+
+
+def test_a_model_may_call_its_ops_marked(tmp_path: Path) -> None:
+    """Names of TF1 graphs come as they are, with no call's name before them."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        x = tf.compat.v1.placeholder(tf.float32, [None, 2], name="x")
+        y = tf.nn.relu(x, name="marked")
+        write_v1(tmp_path / "model", session, {"x": x}, {"y": y})
+    with Source(tmp_path / "model") as source:
+        _, graph = signature_source(source, "serving_default", frozenset())
+        atoms, ops = marked(graph)
+    assert "marked" in ops
+    assert "Relu" in [node.op for node in atoms.nodes["marked"]]

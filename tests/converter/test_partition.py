@@ -249,6 +249,12 @@ def test_min_segment_size_gives_up_small_islands_and_says_why():
     )  # fmt: skip
 
 
+def test_constants_that_count_are_told_apart_from_ops():
+    ops = graph(op("sum", kind="Sum", constants=["axis"]), op("i", ["sum"], kind="Identity"))
+    _, reasons = partition(ops, (), min_segment_size=3, max_engines=0)
+    assert set(reasons.values()) == {"its island would have 1 op and 1 constant, fewer than min_segment_size=3"}
+
+
 @pytest.mark.parametrize(("count", "sizes"), [(1, [4]), (2, [4, 3]), (3, [2, 4, 3]), (0, [2, 4, 3]), (9, [2, 4, 3])])
 def test_max_engines_keeps_the_largest(count, sizes):
     ops = three_islands()

@@ -75,3 +75,24 @@ def test_switch_case_stays_whole(tmp_path):
     for branch, want in enumerate((x * 2 + 1, np.tanh(x) + 1, 1 - x)):
         got = loaded.run({"x": x, "i": np.int32(branch)}).outputs["y"]
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def _checked(x, n=None):
+    return tf.debugging.check_numerics(tf.math.log(x - 1.0) * 0.5 + x, "not finite")
+
+
+def _checked_in_a_loop(x, n):
+    return tf.while_loop(lambda i, _: i < n, lambda i, y: (i + 1, _checked(y)), (tf.constant(0), x))[1]
+
+
+@pytest.mark.parametrize("checked", [_checked, _checked_in_a_loop])
+def test_a_nan_that_is_made_on_the_way_is_refused(checked, tmp_path):
+    """The inputs are finite, so TensorFlow does not run in place of the engine for their sake."""
+    specs = (spec((None, 4), name="x"), spec((), tf.int32, "n"))
+    save(tmp_path / "model", lambda x, n: {"y": checked(tf.nn.relu(x * 2.0 + 1.0), n) * 2.0 + 1.0}, *specs)
+    refimpl.convert(tmp_path / "model", tmp_path / "bundle")
+    loaded, once = refimpl.load(tmp_path / "bundle"), np.int32(1)
+    loaded.run({"x": np.full((2, 4), 3.0, np.float32), "n": once})
+    for ask in (loaded.run, loaded.infer):
+        with pytest.raises(RunError):
+            ask({"x": np.full((2, 4), -1.0, np.float32), "n": once})

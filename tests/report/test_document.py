@@ -186,6 +186,19 @@ def test_a_bundle_without_a_graph_can_still_be_searched(tmp_path):
 # The document
 
 
+def test_advice_on_islands_does_not_hide_that_the_graph_is_missing(tmp_path):
+    folder = copy_of("odd_ops", tmp_path)
+    (folder / graph_record.GRAPH).unlink()
+    reseal(folder)
+    slow = {"family": "slow-islands", "signature": "s", "title": "slow", "action": "keep", "needed": True, "cost": ""}
+    slow |= {"islands": [], "merged": [], "splitters": [], "ops": []}
+    without, with_graph = (replace(material_of(place), advice=(slow,)) for place in (folder, make_bundle("odd_ops")))
+    says = "worked out from the graph, which this bundle does not have"
+    assert says in page_text(without)
+    assert says in page_text(replace(without, advice=()))
+    assert says not in page_text(with_graph)
+
+
 def test_the_document_counts_what_the_manifest_has():
     material = material_of(make_bundle("decode_and_label"))
     document = make_document(material)
@@ -202,6 +215,17 @@ def test_the_document_counts_what_the_manifest_has():
     json.dumps(document, allow_nan=False)
 
 
+def test_signatures_that_were_not_converted_are_not_nothing():
+    """The share counts the ops of the others alone."""
+    page = page_text(material_of(make_bundle("several_signatures")), library=False)
+    lead = " ".join(re.sub("<[^>]*>", "", page.partition('<p class="lead">')[2].partition("</p>")[0]).split())
+    assert lead.endswith(
+        "each of which one engine replaces. The 2 signatures that were not converted stay in TensorFlow."
+    )
+    whole = page_text(material_of(make_bundle("several_signatures", Recipe(signatures=("*",)))), library=False)
+    assert "Nothing stays in TensorFlow." in whole
+
+
 def test_probes_are_run_and_a_wrong_engine_shows(tmp_path):
     folder = copy_of("odd_ops", tmp_path)
     manifest = material_of(folder).manifest
@@ -213,6 +237,27 @@ def test_probes_are_run_and_a_wrong_engine_shows(tmp_path):
     problems = [row.problem for row in measure_cuts(folder, manifest) if row.island == islands[0].name]
     assert problems
     assert all(problem.startswith("not run: ") for problem in problems)
+
+
+@pytest.mark.parametrize("version", ["tensorrt 1.0", ""])
+def test_an_engine_of_tensorrt_runs_only_where_its_record_allows_it(version, monkeypatch):
+    """And a library that fails in its own way is a row of the table, no end of the report."""
+    folder = make_bundle("odd_ops")
+    manifest = material_of(folder).manifest
+    (record, *_), island = manifest.signatures, manifest.islands[0]
+    engine = replace(island.engines[0], kind="tensorrt", version=version or tensorrt.version())
+    islands = (replace(island, engines=(engine,)),)
+
+    def fail(_):
+        assert not version, "it was opened"
+        raise OSError("the library's own")
+
+    monkeypatch.setattr(tensorrt, "why_not_here", lambda: "")
+    monkeypatch.setattr(tensorrt, "open", fail)
+    rows = measure_cuts(folder, replace(manifest, signatures=(replace(record, islands=islands),)))
+    expected = "not run here: it was built by tensorrt 1.0, and " if version else "not run: OSError: the library's own"
+    assert rows
+    assert all(row.problem.startswith(expected) for row in rows)
 
 
 def test_an_error_of_an_engine_is_measured(tmp_path):

@@ -100,9 +100,9 @@ def markdown(data: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
 def _lines(data: Mapping[str, Any], plots: Sequence[str]) -> Iterator[str]:
     yield from ("# Performance: figures", "")
     yield "Written by `python -m tools.bench report` from the raw samples in `docs/benchmarks/performance/`;"
-    yield "do not edit. What they mean is said in [performance.md](../performance.md). Numbers are medians, with the"
-    yield "smallest and the largest; ratios are taken round by round, between peers that took turns. A round during which"
-    yield f"other work kept more than {BUSY:g} cores busy counts as one of a **busy** machine."
+    yield "do not edit. What they mean is said in [performance.md](../performance.md). Numbers are medians, with"
+    yield "the smallest and the largest; ratios are taken round by round, between peers that took turns. A round"
+    yield f"during which other work kept more than {BUSY:g} cores busy counts as one of a **busy** machine."
     yield from ("", *_machines(data), "## Promises", "")
     head = ("promised", "target", "measured", "rounds", "met")
     yield from _table(head, [_promised(item) for item in data["promises"]])

@@ -99,17 +99,25 @@ def _write_engine(trt: Any, builder: Any, network: Any, config: Any, target: Pat
         if plan is not None:
             target.write_bytes(memoryview(plan))
         return plan is not None
+    failures: list[BaseException] = []
 
     class Writer(trt.IStreamWriter):  # type: ignore[misc]
         def write(self, data: Any) -> int:
-            file.write(data)
-            return len(data)
+            if failures:
+                return 0
+            try:
+                return file.write(data)
+            except BaseException as error:  # noqa: BLE001  the library would swallow it, and say that it has built
+                failures.append(error)
+                return 0
 
         def __init__(self) -> None:
             trt.IStreamWriter.__init__(self)
 
     with target.open("wb") as file:
         built = bool(builder.build_serialized_network_to_stream(network, config, Writer()))
+        if failures:
+            raise failures[0]
     if not built:
         target.unlink()
     return built

@@ -202,7 +202,7 @@ def _left(record: SignatureRecord) -> list[dict[str, Any]]:
 
 def _stages(manifest: Manifest) -> list[dict[str, Any]]:
     """Seconds and memory of each stage, in the order in which they run."""
-    order = ("load", "cache", "look", "plan", "build", "stitch", "write", "check")
+    order = ("load", "cache", "look", "plan", "build", "measure", "stitch", "write", "check")
     names = sorted(manifest.timings, key=lambda name: (order.index(name) if name in order else len(order), name))
     longest = max(manifest.timings.values(), default=0.0) or 1.0
     largest = max(manifest.peak_megabytes.values(), default=0) or 1

@@ -15,7 +15,7 @@ import pytest
 
 from tests.contract.sources import ROOT
 from tools.bench import __main__ as command
-from tools.bench import machine, processes, record, workshop
+from tools.bench import conversion, machine, processes, record, workshop
 from tools.bench.parts import Part, Subject
 from tools.bench.processes import BenchError, python
 from tools.bench.promises import PROMISES
@@ -264,3 +264,10 @@ def _check_promises(rows: dict[str, dict[str, Row]]) -> None:
             values = promise.values(found)
             assert promise.unit or min(values) > 0, promise.what
             assert len(values) == 1
+
+
+def test_a_peer_that_cannot_build_an_engine_is_no_peer() -> None:
+    subjects = {subject.name: subject for subject in conversion.PART.full}
+    found = conversion.commands(Path("m"), Path("f"), subjects["bert_base"])
+    assert list(found) == [conversion.TF2ONNX, conversion.OURS]
+    assert conversion.ENGINE in conversion.commands(Path("m"), Path("f"), subjects["resnet50"])

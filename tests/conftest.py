@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Where lines break depends on how long the paths of this checkout are. Tests that are about widths set their own.
+os.environ["COLUMNS"] = "1000"
 
 
 @pytest.fixture(scope="session")

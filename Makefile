@@ -48,8 +48,10 @@ $(VENV)/.installed: $(VENV)/.created $(INPUTS)
 	$(INSTALL) -e '.[cpu,rtx]'
 	touch $@
 
+# The stubs of NVIDIA TensorRT would bring the library along, and lie where it would be imported from: so, in a folder of their own.
 $(VENV)/.installed-dev: $(VENV)/.created $(INPUTS)
 	$(INSTALL) -e '.[cpu,rtx,dev,docs]'
+	$(INSTALL) --no-deps --upgrade --target $(VENV)/stubs tensorrt-stubs
 	touch $@
 
 clean:

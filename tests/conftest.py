@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Where lines break depends on how long the paths of this checkout are. Tests that are about widths set their own.
-os.environ["COLUMNS"] = "1000"
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +17,9 @@ def model() -> Callable[[str], Path]:
     from tests.models import saved_model
 
     return saved_model
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where lines break depends on how long the paths of this checkout are. Tests about widths set their own."""
+    monkeypatch.setenv("COLUMNS", "1000")

@@ -75,11 +75,12 @@ def _has(module, name):
 
 
 def _stubs() -> Path | None:
-    folders = [Path(entry) / "tensorrt_bindings" / "tensorrt.pyi" for entry in sys.path if entry]
-    return next((file for file in folders if file.exists()), None)
+    made_by_make = Path(sys.prefix) / "stubs"
+    folders = [made_by_make, *map(Path, filter(None, sys.path))]
+    return next((file for entry in folders if (file := entry / "tensorrt_bindings" / "tensorrt.pyi").exists()), None)
 
 
-@pytest.mark.skipif(_stubs() is None, reason="tensorrt-stubs is not installed")
+@pytest.mark.skipif(_stubs() is None, reason="tensorrt-stubs is not installed: see the Makefile")
 def test_nvidia_tensorrt_has_it():
     classes = re.split(
         r"^class (\w+).*:$", _stubs().read_text(encoding="utf-8"), flags=re.MULTILINE

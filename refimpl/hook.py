@@ -5,10 +5,12 @@ Importing TensorFlow takes seconds, so ``import refimpl`` must not; a program ma
 
 from __future__ import annotations
 
+import ctypes
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
+import threading
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 _HOME = "tensorflow.python.ops.script_ops"  # where TensorFlow keeps its Python functions
 _TOKEN = "refimpl.engine.v1"
 _registered: list[Any] = []  # TensorFlow holds the function weakly; this keeps it alive
+_threads = threading.local()
 
 
 def install() -> None:
@@ -41,6 +44,8 @@ def _register(module: ModuleType) -> None:
             self.run: Any = None
 
         def __call__(self, *args: Any) -> Any:
+            if not hasattr(_threads, "kept"):
+                _threads.kept = _keep_state_of_thread()
             if self.run is None:  # only now, so that importing TensorFlow does not import the runtime
                 from refimpl.runtime import call_engine
 
@@ -49,6 +54,16 @@ def _register(module: ModuleType) -> None:
 
     _registered[:] = [Engine()]
     module._py_funcs._funcs[_TOKEN] = _registered[0]
+
+
+def _keep_state_of_thread() -> bool:
+    """Let this thread keep its state of Python's until it ends.
+
+    A thread of TensorFlow's gets one for each call of a Python function, and gives it up after it, which takes 20 µs.
+    It is kept while it is asked for once more than it is released. A thread that Python started has its own anyhow.
+    """
+    ctypes.pythonapi.PyGILState_Ensure()
+    return True
 
 
 class _Finder(importlib.abc.MetaPathFinder):

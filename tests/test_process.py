@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
-from refimpl import env
+from refimpl import env, hook
 from tests.bundles import main
 
 PROBE = "probe_of_collections"
@@ -87,3 +90,27 @@ def test_the_module_is_such_a_process(tmp_path):
     assert "nowhere" in done.stderr
     fine = subprocess.run([sys.executable, "-m", "refimpl", "--version"], capture_output=True, text=True, check=False)
     assert (fine.returncode, fine.stdout.split(",")[0]) == (0, "refimpl")
+
+
+def test_a_thread_of_tensorflows_keeps_its_state(monkeypatch):
+    """Of a thread that it did not start, Python drops the state after each call, unless it is asked not to."""
+    states: set[int] = set()
+    threads: set[int] = set()
+
+    def engine(*inputs):
+        local.calls = getattr(local, "calls", 0) + 1
+        if local.calls == 1:
+            states.add(len(states))
+        threads.add(threading.get_ident())
+        return [np.array(True), np.asarray(inputs[-1])]
+
+    local = threading.local()
+    monkeypatch.setattr(hook._registered[0], "run", engine)
+
+    @tf.function
+    def call(value):
+        return tf.raw_ops.PyFunc(input=[value], token=hook._TOKEN, Tout=[tf.bool, tf.float32])[1]
+
+    for number in range(50):
+        assert call(tf.constant(float(number))).numpy() == number
+    assert len(states) == len(threads) < 50

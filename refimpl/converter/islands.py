@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import onnx
 
-from refimpl import bundle, engine_cache, engines
+from refimpl import bundle, engine_cache, engines, memory
 from refimpl.accuracy import Accuracy
 from refimpl.artifacts import Array
 from refimpl.cache import Cache
@@ -289,7 +289,10 @@ class IslandMaker:
         if not self._recipe.verify:
             return UNVERIFIED
         types = [self._graph.ops[name].type for name in ops]
-        return verify.judge_engine(engine, evidence, leaving, self._precision(ops), types)
+        finding = verify.judge_engine(engine, evidence, leaving, self._precision(ops), types)
+        del engine
+        memory.give_back()
+        return finding
 
     def _precision(self, ops: Sequence[str]) -> str:
         """What the model itself computes in here; a lower precision is made of that later (:mod:`refine`)."""

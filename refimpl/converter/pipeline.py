@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from refimpl import __version__, bundle, calibration, env, graph_record
+from refimpl import __version__, bundle, calibration, env, graph_record, memory
 from refimpl.bundle import IslandRecord, Manifest, SignatureRecord
 from refimpl.cache import Cache, Key
 from refimpl.converter import check_bundle, crossing
@@ -66,6 +66,7 @@ class Clock:
             with stage(name, **where):
                 yield
         finally:
+            memory.give_back()
             took = time.perf_counter() - start
             self.seconds[name] = round(self.seconds.get(name, 0.0) + took, 3)
             self.peaks[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # Linux counts in KiB

@@ -69,6 +69,7 @@ class Source:
 
         signatures = self.meta_graph.signature_def
         tf_private.fill_missing(self.session, self.graph, signatures, str(path), self.tags)
+        _forget_unread(self.session, self.graph, self.meta_graph)
 
     def __enter__(self) -> Source:
         return self
@@ -151,6 +152,50 @@ class Source:
         return {  # scalar strings come out as bare bytes
             name: value if isinstance(value, np.memmap) else _array(value) for name, value in found.items()
         }
+
+
+def _forget_unread(session: Any, graph: Any, meta_graph: Any) -> None:
+    """Free the variables that no signature reads: ``tf.saved_model.save`` of a Keras 3 model restores each one twice.
+
+    What was freed and is asked for all the same is an error of TensorFlow's, never another value.
+    """
+    reached: set[Any] = set()
+    try:
+        signatures = [item for key, item in meta_graph.signature_def.items() if key not in _INIT_SIGNATURES]
+        infos = [info for item in signatures for info in item.outputs.values()]
+        found = [graph.get_tensor_by_name(name).op for info in infos for name in _components(info)]
+    except (KeyError, ValueError):
+        return  # what a signature reads is not known; whoever converts it is told what is wrong with it
+    while found:
+        op = found.pop()
+        if op not in reached:
+            reached.add(op)
+            found += [tensor.op for tensor in op.inputs] + list(op.control_inputs)
+    functions = [node for function in meta_graph.graph_def.library.function for node in function.node_def]
+    read = {_variable(node) for node in [*(op.node_def for op in reached), *functions] if node.op == "VarHandleOp"}
+    handles = [op for op in graph.get_operations() if op.type == "VarHandleOp"]
+    with graph.as_default():
+        session.run(
+            [
+                tf.raw_ops.DestroyResourceOp(resource=op.outputs[0], ignore_lookup_error=True)
+                for op in handles
+                if _variable(op.node_def) not in read
+            ]
+        )
+
+
+def _components(info: Any) -> list[str]:
+    """Names of the tensors of a signature's output, which may be sparse or composite."""
+    if info.HasField("coo_sparse"):
+        sparse = info.coo_sparse
+        return [sparse.values_tensor_name, sparse.indices_tensor_name, sparse.dense_shape_tensor_name]
+    parts = info.composite_tensor.components if info.HasField("composite_tensor") else ()
+    return [name for part in parts for name in _components(part)] if parts else [info.name]
+
+
+def _variable(node: gd.NodeDef) -> tuple[bytes, bytes]:
+    """What a handle stands for: two nodes may be handles of one variable."""
+    return node.attr["container"].s, node.attr["shared_name"].s or node.name.encode()
 
 
 def _array(value: Any) -> Array:

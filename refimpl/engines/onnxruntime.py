@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 import onnxruntime as ort
 
+from refimpl import memory
 from refimpl.engines import Array, BuildOptions, Profile, external, rounding
 from refimpl.errors import BuildError, RunError, first_line
 
@@ -148,6 +149,7 @@ def optimize(model: Any, weights: Mapping[str, Array], target: Path) -> None:
         raise BuildError(f"ONNX Runtime refuses the island: {first_line(error)}") from error
     for value in inside.values():
         external.forget_pages(value)
+    memory.give_back()
     if large:
         external.store(onnx.load(target), large, target)
 

@@ -11,8 +11,8 @@ from tests.contract.sources import PACKAGE, imports, python_files
 
 LAYER = {
     "errors": 0, "places": 0, "text": 0,
-    "accuracy": 1, "specs": 1, "tolerance": 1, "env": 1, "gpus": 1, "npz": 1, "progress": 1, "tables": 1, "trees": 1,
-    "user_code": 1, "vendoring": 1,
+    "accuracy": 1, "specs": 1, "tolerance": 1, "env": 1, "gpus": 1, "memory": 1, "npz": 1, "progress": 1, "tables": 1,
+    "trees": 1, "user_code": 1, "vendoring": 1,
     "troubleshooting": 1,
     "terminal": 2, "progress_bar": 2,
     "recipe": 2, "artifacts": 2, "calibration": 2, "metrics": 2, "numerics": 2,

@@ -16,7 +16,7 @@ from tf2onnx.graph import Graph
 
 import refimpl
 from refimpl import bundle
-from refimpl.converter import atoms, drafts, lower
+from refimpl.converter import atoms, crossing, drafts, lower
 from refimpl.converter.native import NativeGraph
 from refimpl.converter.plan import signature_source
 from refimpl.converter.refusals import refuse_statically
@@ -25,6 +25,12 @@ from tests.converter.small import ALL, default, write_model
 from tests.models_ops import normal
 
 Counts = collections.Counter[str]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _measured() -> None:
+    """What is done once per process was done by an earlier test, or is done now."""
+    crossing.measure()
 
 
 @pytest.fixture(scope="module")

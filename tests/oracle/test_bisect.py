@@ -192,9 +192,7 @@ def test_a_bundle_without_islands_has_nothing_to_search(tmp_path: Path) -> None:
 # The command line
 
 
-def test_the_command_finds(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_finds(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     path = planted("lstm", tmp_path, operand("LSTM", 1, scaled(1.1)))
     assert main("bisect", path, golden_of("lstm")) == 1

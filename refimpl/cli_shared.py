@@ -139,10 +139,17 @@ def show_manifest(manifest: Any, folder: Path, *, as_json: bool) -> None:
     from refimpl.report.advice import print_advice
     from refimpl.report.summary import print_manifest
 
-    found = advise_bundle(manifest, read_graphs(folder))
+    found = advise_bundle(manifest, read_graphs(folder), _int8_here)
     if as_json:
         click.echo(json.dumps({**manifest.to_json(), "advice": [item.to_json() for item in found]}, indent=2))
         return
     sizes = {name: (folder / name).stat().st_size for name in manifest.files}
     print_manifest(terminal.stdout_console(), manifest, sizes)
     print_advice(terminal.stdout_console(), found)
+
+
+def _int8_here(op: str) -> str:
+    """Why the TensorRT that is installed builds no int8 layer of this kind; it is asked by building one."""
+    from refimpl.engines import tensorrt
+
+    return tensorrt.int8_problem(op) if tensorrt.version() else "no TensorRT is installed"

@@ -7,6 +7,8 @@ import ctypes
 import itertools
 import threading
 
+import numpy as np
+
 ERRORS = {1: b"CUDA_ERROR_INVALID_VALUE", 2: b"CUDA_ERROR_OUT_OF_MEMORY", 700: b"CUDA_ERROR_ILLEGAL_ADDRESS"}
 
 
@@ -17,6 +19,7 @@ class FakeDriver:
         total: bytes of the GPU.
         fail: error codes that the next calls of a function return, by its name.
         calls: names of all functions called.
+        blind: kernels that look for what is not finite see nothing.
     """
 
     def __init__(self, total: int = 1 << 30) -> None:
@@ -29,6 +32,9 @@ class FakeDriver:
         self.streams: set[int] = set()
         self.graphs: dict[int, list] = {}
         self.templates: dict[int, list] = {}
+        self.waited: list[int] = []  # streams, in the order in which they were waited for
+        self.kernels: dict[int, str] = {}  # names of functions
+        self.blind = False
         self._handles = itertools.count(0x1000)
         self._lock = threading.RLock()
 
@@ -79,6 +85,8 @@ class FakeDriver:
 
     def _cuCtxSetCurrent(self, context): ...
 
+    def _cuCtxSynchronize(self): ...
+
     def _cuMemGetInfo(self, free, total):
         free._obj.value, total._obj.value = self.total - self.used, self.total
 
@@ -108,6 +116,30 @@ class FakeDriver:
 
     _cuMemcpyHtoDAsync = _cuMemcpyDtoHAsync = _cuMemcpyDtoDAsync = _copy
 
+    def _cuMemsetD32Async(self, address, value, count, stream):
+        words = (ctypes.c_uint32 * count).from_address(address)
+        self.enqueue(stream, lambda: words.__setitem__(slice(None), [value] * count))
+
+    def _cuModuleLoadData(self, pointer, image):
+        pointer._obj.value = next(self._handles)
+
+    def _cuModuleGetFunction(self, pointer, module, name):
+        self._new(pointer, self.kernels, name.decode())
+
+    def _cuLaunchKernel(self, kernel, *given):
+        """Those of ``refimpl.engines.tensorrt.finite``; what their text computes is for tests.fake_ptx to say."""
+        stream, pointers = given[-3:-1]
+        kinds = ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint64
+        data, count, mask, flag = (k.from_address(at).value for k, at in zip(kinds, pointers, strict=True))
+        word = ctypes.c_uint32 if self.kernels[kernel].endswith("32") else ctypes.c_uint16
+
+        def work():
+            values = np.frombuffer((word * count).from_address(data), word)
+            if bool((values & mask == mask).any()) and not self.blind:
+                ctypes.c_uint32.from_address(flag).value = 1
+
+        self.enqueue(stream, work)
+
     def _cuStreamCreate(self, pointer, flags):
         pointer._obj.value = next(self._handles)
         self.streams.add(pointer._obj.value)
@@ -116,6 +148,7 @@ class FakeDriver:
         self.streams.remove(stream)
 
     def _cuStreamSynchronize(self, stream):
+        self.waited.append(stream)
         return 1 if stream in self.captures else 0
 
     def _cuStreamBeginCapture(self, stream, mode):

@@ -85,10 +85,19 @@ def test_what_cannot_be_taken_is_refused(value, kind, message):
         borrow(Producer(value, kind), 5)
 
 
+def test_an_owner_that_refuses_is_quoted():
+    class Refusing(Producer):
+        def __dlpack__(self, *, stream=None):
+            raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
+
+    with pytest.raises(RunError, match="not handed over by DLPack: Can't export tensors that require gradient"):
+        borrow(Refusing(rows(2)), 5)
+
+
 def test_a_tensor_goes_out_and_comes_back_and_its_memory_is_freed_once():
     freed = []
     value = np.arange(6, dtype=np.int32).reshape(2, 3)
-    tensor = DeviceTensor(value.ctypes.data, (2, 3), value.dtype, 0, lambda: freed.append(1))
+    tensor = DeviceTensor(value.ctypes.data, (2, 3), value.dtype, 0, lambda readers: freed.append(set(readers)))
     seen = np.from_dlpack(OnHost(tensor))
     assert np.array_equal(seen, value)
     assert np.shares_memory(seen, value)
@@ -98,7 +107,7 @@ def test_a_tensor_goes_out_and_comes_back_and_its_memory_is_freed_once():
     assert freed == [], "the consumer still holds it"
     del seen
     gc.collect()
-    assert freed == [1]
+    assert freed == [{1}]
     assert dlpack._lent == {}
 
 

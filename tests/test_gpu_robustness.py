@@ -124,7 +124,7 @@ def test_a_conversion_that_is_killed(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_conversion_leaves_is_seen(tmp_path, monkeypatch):
-    monkeypatch.setattr(crash.measure, "model_of_the_tests", lambda name: tmp_path)
+    monkeypatch.setattr(crash.networks, "encoder", lambda *_, **__: None)
 
     def leaves(model, target, moment, number):
         target.mkdir()
@@ -150,7 +150,9 @@ def test_speed_is_held_against_its_targets():
 def test_speed_is_written_for_people(tmp_path):
     speed._write(tmp_path, [ROW])
     text = (tmp_path / "gpu-speed.md").read_text()
-    assert "| ResNet50 | 1 | - | 0.300 ms | 1.000 ms | - | 1.050 ms | 0.50 s |" in text
+    assert "| ResNet50 | 1 | - | 0.300 ms | 1.000 ms | - | 1.050 ms | - | - | 0.50 s |" in text
+    head = next(line for line in text.splitlines() if line.startswith("| model | batch"))
+    assert f"{head}\n{'|---' * (head.count('|') - 1)}|\n" in text
     assert "| `conv` | 0.1000 |" in text
     assert "within 10 %" in text
 
@@ -159,6 +161,17 @@ def test_speed_is_written_for_people(tmp_path):
 def test_without_a_gpu_nothing_is_timed(capsys):
     assert speed.main([]) == 2
     assert "nothing can be timed" in capsys.readouterr().err
+
+
+def test_what_cannot_be_timed_costs_its_own_row(monkeypatch, tmp_path):
+    def fails(*_):
+        raise RuntimeError("TensorRT does not run it: ()")
+
+    monkeypatch.setattr(speed, "timed", fails)
+    row = speed._timed("ResNet50", speed.SUBJECTS["ResNet50"], tmp_path, 1)
+    assert row.says == "RuntimeError: TensorRT does not run it: ()."
+    assert [check.holds for check in speed.checks([row])] == [None]
+    speed._write(tmp_path, [row])
 
 
 def test_the_median_is_of_calls():

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +43,45 @@ def test_both_verdicts_are_told() -> None:
     absent = prediction.Row("o", "fp16", "fp16", 1e-3, None, "no GPU", "1 fp16")
     assert [item.same_verdict for item in (row, wrong, absent)] == [True, False, None]
     text = prediction.markdown(prediction.record([row, wrong, absent]))
-    assert "| m | fp16 | fp16 | 1 fp16 | 0.001 | 0.002 | 2.00 | yes |" in text
-    assert "| n | fp16 | fp16 | 1 fp16 | 0.001 | 2 | 2000.00 | **no** |" in text
-    assert "| o | fp16 | fp16 | 1 fp16 | 0.001 | - | - | - |" in text
+    assert "| m | fp16 | fp16 | 1 fp16 | 0.001 | 0.002 | 2.00 | yes | - |" in text
+    assert "| n | fp16 | fp16 | 1 fp16 | 0.001 | 2 | 2000.00 | **no** | - |" in text
+    assert "| o | fp16 | fp16 | 1 fp16 | 0.001 | - | - | - | - |" in text
+
+
+def test_what_ought_to_hold_is_said_of_all_models() -> None:
+    row = prediction.Row("m", "fp16", "fp16", 1e-3, 1.9e-3, "", "1 fp16", checked="")
+    found = prediction.checks(prediction.record([row, replace(row, model="n", measured=0.6e-3)])["rows"])
+    assert [(check.holds, check.found) for check in found] == [(True, "2 of 2 models")] * 3
+    for spoiled, which in (
+        ({"checked": "y: max 2"}, [False, True, True]),
+        ({"measured": 2.1e-3}, [True, False, True]),
+        ({"measured": 0.4e-3}, [True, False, True]),
+        ({"measured": 2.0, "finds": "max 2", "checked": "y: max 2"}, [False, True, False]),
+    ):
+        found = prediction.checks(prediction.record([row, replace(row, model="n", **spoiled)])["rows"])
+        assert [check.holds for check in found] == which
+        assert all(check.found == ("2 of 2 models" if check.holds else "1 of 2 models, not n") for check in found[::2])
+    nothing = replace(row, measured=None, checked=None)
+    assert [check.holds for check in prediction.checks(prediction.record([nothing])["rows"])] == [None] * 3
+    old = [{"model": "m", "precision": "fp16", "ratio": 1.5, "same_verdict": True, "finds": ""}]
+    assert [check.holds for check in prediction.checks(old)] == [None, True, True], "rows from before it was asked"
+
+
+def test_a_model_that_cannot_be_made_costs_its_own_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of the tests skip where a package is missing, and pytest's skip is no Exception."""
+
+    def skips() -> subjects.Subject:
+        pytest.skip("pip reaches no index")
+
+    found = {"a": skips, "b": lambda: subjects.Subject(lambda _: tmp_path, list, dict)}
+    monkeypatch.setattr(prediction, "SUBJECTS", found)
+    row = prediction.Row("b", "fp16", "fp16", 1e-3, 1e-3, "", "1 fp16")
+    monkeypatch.setattr(prediction, "compare", lambda *_: row)
+    prediction.main(["--out", str(tmp_path / "out"), "--precision", "fp16"])
+    rows = json.loads((tmp_path / "out" / "gpu-prediction.json").read_text())["rows"]
+    assert [item["model"] for item in rows] == ["a", "b"]
+    assert rows[0]["says"] == "not asked: Skipped: pip reaches no index"
+    assert (tmp_path / "b-made").exists() is False, "links lie in the scratch folder"
 
 
 def test_one_that_dies_or_hangs_costs_only_its_own_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,12 +96,40 @@ def test_one_that_dies_or_hangs_costs_only_its_own_rest(tmp_path: Path, monkeypa
     for name, text in scripts.items():
         (package / f"{name}.py").write_text(text)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(everything, "_examine", lambda out: None)
     out = tmp_path / "out"
     assert everything.main(["--only", ",".join(scripts), "--seconds", "4", "--out", str(out)]) == 1
     summary = {item["question"]: item["ended"] for item in json.loads((out / "summary.json").read_text())}
     assert summary == {"dies": "killed by signal 11", "fails": "failed", "ends": "whole", "hangs": "out of time"}
     assert (out / "dies.log").read_text().startswith("so far")
     assert "ValueError" in (out / "fails.log").read_text()
+
+
+def test_what_a_tool_started_ends_with_it(tmp_path: Path) -> None:
+    """A conversion that goes on would spoil the next tool's timings."""
+    later = tmp_path / "later"
+    child = f"import time; time.sleep(1.5); open({str(later)!r}, 'w')"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with (tmp_path / "log").open("wb") as log:
+        assert everything._run([sys.executable, "-c", parent], log, 0.7) is None
+    time.sleep(1.5)
+    assert not later.exists()
+
+
+def test_what_tools_are_told_besides(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "README").touch()
+    bundles = ["--bundle", str(tmp_path / "a"), "--bundle", str(tmp_path / "b")]
+    given = argparse.Namespace(carried=tmp_path, bundles=tmp_path, models="a,b")
+    assert everything._more("robustness", given) == bundles
+    assert everything._more("prediction", given) == ["--carried", str(tmp_path), "--only", "a,b"]
+    assert everything._more("speed", given) == []
+
+
+def test_the_doctor_is_asked(tmp_path: Path) -> None:
+    everything._examine(tmp_path)
+    assert json.loads((tmp_path / "doctor.json").read_text())
 
 
 def test_every_question_is_a_tool() -> None:

@@ -6,12 +6,16 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tensorflow as tf
 
+import refimpl
+from refimpl import runtime
 from refimpl.engines import tensorrt
 from refimpl.errors import BuildError
 from tests.fake_gpu import FakeGpu
-from tools.gpu import prediction, record, verified
+from tools.gpu import judged, networks, prediction, record, verified
 from tools.gpu.prediction import Row
 
 ROW = Row("bert", "fp16", "fp16", 1e-3, 1.5e-3, "", "25 fp16")
@@ -36,7 +40,8 @@ def test_rows_are_kept_only_beside_those_of_the_same_machine() -> None:
         ("int8", 1.5e-3),
         ("fp16", 2e-3),
     ]
-    assert prediction.merged({**old, "tensorrt": "another one"}, new)["rows"] == new["rows"]
+    for name in ("tensorrt", "code"):
+        assert prediction.merged({**old, name: "another one"}, new)["rows"] == new["rows"]
 
 
 @pytest.mark.skipif(not tensorrt.version(), reason="neither tensorrt nor tensorrt_rtx is installed")
@@ -45,6 +50,50 @@ def test_without_a_gpu_it_converts_and_says_what_did_not_run(tmp_path: Path) -> 
     assert prediction.main(["--only", "digits", "--precision", "fp16", "--out", str(tmp_path)]) == 0
     text = (tmp_path / "gpu-prediction.md").read_text()
     assert "* digits, fp16: tensorrt: no usable NVIDIA GPU" in text
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5], ids=["sound", "wrong"])
+def test_the_verdict_is_that_of_check_with_tensorrt_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    """On a GPU that computes rightly when the bundle is made there; then on one that does, and one that does not."""
+    FakeGpu().install(monkeypatch)
+    model = tmp_path / "model"
+    tf.saved_model.save(module := Halves(), str(model), signatures=module.serve)
+    inputs = {"x": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)}
+    refimpl.convert(model, tmp_path / "b", refimpl.Recipe(engines=("onnxruntime", "tensorrt"), min_segment_size=1))
+    golden = judged.golden(model, inputs, tmp_path / "g")
+    real = tensorrt.open
+
+    def other(path: Path, *_: object) -> object:
+        engine = real(path)
+        run = engine.run
+        engine.run = lambda values: [factor * value for value in run(values)]
+        return engine
+
+    runtime.forget(tmp_path / "b")
+    monkeypatch.setattr(tensorrt, "open", other)
+    said = judged.verdict(tmp_path / "b", golden)
+    assert said is not None
+    assert bool(said) is (factor != 1)
+    monkeypatch.setattr(tensorrt, "why_not_here", lambda: "no GPU")
+    assert judged.verdict(tmp_path / "b", golden) is None
+
+
+class Halves(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec([None, 4], name="x")])
+    def serve(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"y": tf.tanh(x) / 2}
+
+
+def test_the_detector_has_tensorflow_in_the_middle(tmp_path: Path) -> None:
+    networks.detector(tmp_path / "model")
+    samples = [networks.pictures(1, seed) for seed in range(2)]
+    manifest = refimpl.convert(tmp_path / "model", tmp_path / "b", refimpl.Recipe(precision="fp16"), samples=samples)
+    assert [island.precision for island in manifest.islands] == ["fp16", "fp16"]
+    assert [op.type for op in manifest.signatures[0].left] == ["CombinedNonMaxSuppression"]
+    count = refimpl.load(tmp_path / "b").run(networks.pictures(2, 9)).outputs["count"]
+    assert count.tolist() == [108, 108], "half of the boxes of each class: the others overlap them"
 
 
 VERIFIED = verified.Row(

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from refimpl.engines.tensorrt import library
+from refimpl.engines.tensorrt import cuda, library
 from refimpl.engines.tensorrt.cuda import Device
 from refimpl.engines.tensorrt.execution import TrtEngine
 from refimpl.engines.tensorrt.lanes import DEFAULT, ENQUEUED, FEWER, NO_GRAPH, REPLAYED, Limits
@@ -28,6 +28,7 @@ def driver():
 def trt(driver, monkeypatch):
     made = fake.fake_tensorrt(driver)
     monkeypatch.setattr(library, "module", lambda: made)
+    monkeypatch.setattr(cuda, "device", lambda index=0: Device(driver, index))
     return made
 
 

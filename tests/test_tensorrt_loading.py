@@ -260,12 +260,9 @@ class Island:
 
 
 class Everywhere(Producer):
-    """A tensor on the GPU that NumPy can copy to the host, as one of TensorFlow."""
+    """A tensor on the GPU, with what the tensors of all libraries have."""
 
     shape = property(lambda self: self.array.shape)
-
-    def __array__(self, dtype=None, copy=None):
-        return self.array
 
 
 def test_tensors_on_the_gpu_stay_there(trt, driver, small):  # noqa: F811
@@ -276,12 +273,30 @@ def test_tensors_on_the_gpu_stay_there(trt, driver, small):  # noqa: F811
     assert owner.runs == [("tensorrt", "")]
 
 
-def test_what_must_be_looked_at_goes_through_the_host(trt, driver, small):  # noqa: F811
+def test_where_engines_are_off_nothing_runs_and_nothing_is_counted(trt, driver, small):  # noqa: F811
+    owner = Island(TrtEngine(small, Device(driver)))
+    owner.off = True
+    assert owner.island.call_device([Everywhere(np.ones(2, np.float32))]) is None
+    assert owner.runs == []
+
+
+def test_kernels_are_kept_of_calls_on_the_gpu_too(trt, driver, small, tmp_path):  # noqa: F811
+    engine = TrtEngine(small, Device(driver), kernels=KernelCache(kept=tmp_path / "kept"))
+    engine.run_device([Producer(np.ones(2, np.float32))])
+    assert (tmp_path / "kept").read_bytes().endswith(fake.KERNELS)
+    engine.close()
+
+
+def test_what_must_be_looked_at_is_looked_at_on_the_gpu(trt, driver, small):  # noqa: F811
     owner = Island(TrtEngine(small, Device(driver)), finite_only=True)
     (y,) = owner.island.call_device([Everywhere(np.ones(2, np.float32))])
-    assert isinstance(y, np.ndarray)
+    assert np.array_equal(np.from_dlpack(OnHost(y)), [2, 2])
     assert owner.island.call_device([Everywhere(np.array([np.nan, 1], np.float32))]) is None
-    assert owner.runs == [("tensorrt", ""), ("native", runtime.NOT_FINITE)]
+    with np.errstate(over="ignore"):
+        assert owner.island.call_device([Everywhere(np.full(2, 3e38, np.float32))]) is None
+    reasons = [("native", runtime.NOT_FINITE), ("native", runtime.MADE_NOT_FINITE)]
+    assert owner.runs == [("tensorrt", ""), *reasons]
+    assert not [call for call in driver.calls if "HtoD" in call and "Memcpy" in call][8:], ()
 
 
 def test_what_cannot_run_on_the_device_goes_through_the_host(trt, driver, small):  # noqa: F811

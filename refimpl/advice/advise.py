@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from refimpl.advice import traffic
 from refimpl.advice.alternatives import alternative
 from refimpl.advice.families import LEFT_OUT, TOO_MANY, TOO_SMALL, UNKNOWN, Family, family_of
+from refimpl.advice.int8 import not_built
 from refimpl.advice.records import Advice
 from refimpl.advice.what_if import Partitioner, WhatIf
 from refimpl.advice.whole import slow_islands, whole_signature
@@ -53,12 +54,15 @@ def advise_all(graphs: Iterable[SignatureGraph], recipe: Mapping[str, Any] | Non
     return tuple(sorted((item for graph in graphs for item in advise(graph, recipe)), key=_rank))
 
 
-def advise_bundle(manifest: Manifest, graphs: Mapping[str, SignatureGraph]) -> tuple[Advice, ...]:
+def advise_bundle(
+    manifest: Manifest, graphs: Mapping[str, SignatureGraph], int8_here: Callable[[str], str] | None = None
+) -> tuple[Advice, ...]:
     """What there is to do about a bundle.
 
     Args:
         manifest: of the bundle.
         graphs: its graphs (:func:`refimpl.graph_record.read_graphs`); without them little can be said of ops.
+        int8_here: see :func:`refimpl.advice.int8.not_built`; asked only of a bundle that lacks such layers.
     """
     found = list(advise_all(graphs.values(), manifest.recipe))
     cut = {
@@ -71,6 +75,7 @@ def advise_bundle(manifest: Manifest, graphs: Mapping[str, SignatureGraph]) -> t
     for record in manifest.signatures:
         others = [partitioner for key, partitioner in cut.items() if key != record.signature.key]
         found += [*whole_signature(record), *slow_islands(record, cut.get(record.signature.key), others)]
+        found += not_built(record, manifest.recipe, int8_here)
     return tuple(sorted(found, key=_rank))
 
 

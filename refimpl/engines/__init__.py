@@ -13,6 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from refimpl.errors import RunError
+
 KINDS = ("tensorrt", "onnxruntime")
 Array = np.ndarray[Any, Any]
 
@@ -56,14 +58,31 @@ class OpenEngine(Protocol):
         """
 
 
+class NotFiniteError(RunError):
+    """An engine for finite values only was given another one, or made one.
+
+    Attributes:
+        made: the inputs were finite.
+    """
+
+    def __init__(self, *, made: bool) -> None:
+        super().__init__("a value on the GPU is not finite")
+        self.made = made
+
+
 @runtime_checkable
 class DeviceEngine(OpenEngine, Protocol):
     """An open engine that also runs on tensors where they are, on the GPU."""
 
-    def run_device(self, inputs: Sequence[Any]) -> Sequence[Any]:
+    def run_device(self, inputs: Sequence[Any], finite_only: bool = False) -> Sequence[Any]:
         """Run once. Inputs and outputs have ``__dlpack__`` and ``__dlpack_device__`` and are in the island's order.
 
+        Args:
+            inputs: on the GPU.
+            finite_only: look there whether inputs and outputs are finite.
+
         Raises:
+            NotFiniteError: ``finite_only``, and a value is not.
             RunError: the engine cannot run these inputs there.
         """
 

@@ -164,10 +164,11 @@ class GrowingEngine:
             return self._stored.run(inputs)
         return self.cache.get(inputs).run(inputs)
 
-    def run_device(self, inputs: Sequence[Any]) -> Sequence[Any]:
+    def run_device(self, inputs: Sequence[Any], finite_only: bool = False) -> Sequence[Any]:
         """Run, on tensors on the GPU, an engine that is there already: what is built is proven on the host first.
 
         Raises:
+            NotFiniteError: ``finite_only``, and a value is not.
             RunError: no engine takes these shapes, or the shapes depend on values; or it fails.
         """
         engine: OpenEngine | None = self._stored
@@ -175,7 +176,7 @@ class GrowingEngine:
             engine = self.cache.peek(inputs)
         if not isinstance(engine, DeviceEngine):
             raise RunError("no engine is built yet that takes these shapes on the device")
-        return engine.run_device(inputs)
+        return engine.run_device(inputs, finite_only)
 
     def _build(self, inputs: Sequence[Array]) -> Entry:
         """Build for these inputs, and let it agree with the embedded engine, which TensorFlow has proven."""

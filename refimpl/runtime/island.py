@@ -13,6 +13,7 @@ import numpy as np
 from refimpl import bundle, engines, tftrt_env
 from refimpl.bundle import EngineRecord, IslandRecord, Manifest
 from refimpl.engines import tensorrt
+from refimpl.engines.tensorrt.copies import fetch
 from refimpl.errors import RefimplError, RunError
 from refimpl.numerics import disagreement, has_nonfinite
 from refimpl.runtime.building import GrowingEngine
@@ -108,28 +109,39 @@ class IslandRuntime:
         return "; ".join(reasons or self._problems) or "the bundle stores no engine for it"
 
     def call_device(self, tensors: Sequence[Any]) -> list[Any] | None:
-        """Like :meth:`call` for tensors on a GPU, handed over by DLPack: nothing is copied where that can be.
+        """Like :meth:`call` for tensors on a GPU; see :meth:`attempt_device`."""
+        if self._owner.off:
+            return None
+        found = self.attempt_device(tensors)
+        if isinstance(found, str):
+            self._native(found)
+            return None
+        return found
 
-        Through the host goes what must be looked at there (``finite_only``), what has no elements, and what the first
-        engine cannot run on the device; what :meth:`call` says holds for it then.
+    def attempt_device(self, tensors: Sequence[Any]) -> list[Any] | str:
+        """Like :meth:`attempt` for tensors on a GPU, handed over by DLPack: nothing is copied where that can be.
+
+        Whether values are finite is looked at on the GPU. Through the host goes what has no elements, and what the
+        first engine cannot run on the device; what :meth:`attempt` says holds for it then.
 
         Returns:
-            As :meth:`call`; of tensors with ``__dlpack__`` when they stayed on the GPU.
+            As :meth:`attempt`; of tensors with ``__dlpack__`` when they stayed on the GPU.
         """
         record = self._record
-        whole = record is not None and not record.finite_only and all(0 not in tuple(item.shape) for item in tensors)
-        if whole and record is not None and not self._owner.off and not self._owner.problem:
-            run, engine = next(iter(self._candidates or self._open(record)), (IslandRun(self._name, NATIVE, ""), None))
-            if isinstance(engine, engines.DeviceEngine):
-                try:
-                    outputs = engine.run_device(tensors)
-                except RunError as error:
-                    text = "refimpl: island %s goes through the host: %s"
-                    _warn_once(f"{self._owner.path}/{self._name}/{error.message}", text, self._name, error.message)
-                else:
-                    self._owner.count(run)
-                    return list(outputs)
-        return self.call([np.asarray(item) for item in tensors])
+        if record is not None and not self._owner.problem and all(0 not in tuple(item.shape) for item in tensors):
+            try:
+                run, engine = next(iter(self._candidates or self._open(record)), (None, None))
+                if run is None or not isinstance(engine, engines.DeviceEngine):
+                    raise RunError("no engine of it runs on the GPU here")
+                outputs = engine.run_device(tensors, record.finite_only)
+            except engines.NotFiniteError as error:
+                return MADE_NOT_FINITE if error.made else NOT_FINITE
+            except RunError as error:
+                through_host(f"{self._owner.path}/{self._name}", f"island {self._name}", error.message)
+            else:
+                self._owner.count(run)
+                return list(outputs)
+        return self.attempt([fetch(item) for item in tensors])
 
     def problem_of(self, kind: str) -> str:
         """Why a kind of engine does not run it here; "" when it does: it is open, and has given its probe's answers."""
@@ -278,6 +290,11 @@ def _state(file: Path) -> tuple[int, ...]:
     except OSError:
         return ()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def through_host(where: str, what: str, why: str) -> None:
+    """Say once that tensors on a GPU are copied to the host and back."""
+    _warn_once(f"{where}/{why}", "refimpl: %s goes through the host: %s", what, why)
 
 
 _warned: set[str] = set()

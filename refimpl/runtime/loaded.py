@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,12 @@ import numpy as np
 
 from refimpl import bundle, engines, env
 from refimpl.bundle import Manifest
+from refimpl.engines.tensorrt.copies import fetch, place
+from refimpl.engines.tensorrt.dlpack import is_on_gpu
 from refimpl.errors import RecipeError, RunError, SourceError, UnsupportedError, first_line
 from refimpl.runtime.direct import direct_answer
-from refimpl.runtime.island import IslandRun
+from refimpl.runtime.island import IslandRun, through_host
+from refimpl.runtime.on_gpu import gpu_of, misfit
 from refimpl.runtime.opened import BundleRuntime, IslandCall, engines_off, runtime_of
 from refimpl.specs import Signature, TensorSpec
 from refimpl.text import counted
@@ -45,6 +48,11 @@ class LoadedBundle:
         self._signatures = {record.signature.key: record.signature for record in manifest.signatures}
         self._direct = {
             record.signature.key: direct_answer(record, self._current)
+            for record in manifest.signatures
+            if record.direct is not None
+        }
+        self._on_gpu = {
+            record.signature.key: direct_answer(record, self._current, on_gpu=True)
             for record in manifest.signatures
             if record.direct is not None
         }
@@ -79,30 +87,50 @@ class LoadedBundle:
         """Every signature by key, converted or not."""
         return self._signatures
 
-    def infer(self, inputs: Mapping[str, Any] | Any, signature: str = "") -> dict[str, Array]:
+    def infer(self, inputs: Mapping[str, Any] | Any, signature: str = "") -> dict[str, Any]:
         """The outputs by name, as fast as they can be had.
 
         A signature that is one island is answered by its engine: TensorFlow takes no part, and is not even imported.
         Where the engine cannot answer (an empty input, NaN where the island is for finite values, a failure), and for
         every other signature, TensorFlow runs the graph. Use :meth:`run` to be told which.
 
+        Tensors on a GPU are answered with tensors on that GPU. Where one TensorRT engine is the whole signature,
+        nothing is copied; everything else goes through the host and back, which is said once as a warning.
+
         Args:
-            inputs: as for :meth:`run`; or the array itself where the signature has one input.
+            inputs: as for :meth:`run`; or the array itself where the signature has one input. All on the host, or all
+                on one GPU: contiguous, with ``__dlpack__``, ``__dlpack_device__``, ``dtype`` and ``shape``, as those of
+                PyTorch, CuPy, JAX and TensorFlow.
             signature: as for :meth:`run`.
 
         Returns:
-            Arrays in the signature's order. They may be views of memory that an engine handed over.
+            Arrays in the signature's order. They may be views of memory that an engine handed over. For inputs on a
+            GPU, tensors that have ``__dlpack__`` (``torch.from_dlpack``); strings stay arrays.
 
         Raises:
-            SourceError, RunError: as :meth:`run`.
+            SourceError, RunError: as :meth:`run`; SourceError also for inputs in different places.
             BundleError, UnsupportedError: TensorFlow is needed, and cannot be had (see :attr:`model`).
         """
         spec = self.signature(signature)
-        arrays = _checked(inputs if isinstance(inputs, Mapping) else _only(inputs, spec), spec)
+        given = inputs if isinstance(inputs, Mapping) else _only(inputs, spec)
+        if (gpu := gpu_of(given, spec)) is not None:
+            return self._infer_on(gpu, given, spec)
+        arrays = _checked(given, spec)
         answer = self._direct.get(spec.key)
         if answer is not None and (found := answer(arrays)) is not None:
             return found
         return self._tensorflow(arrays, spec)
+
+    def _infer_on(self, gpu: int, inputs: Mapping[str, Any], spec: Signature) -> dict[str, Any]:
+        """Answer tensors on a GPU there."""
+        tensors = _checked(inputs, spec, _fit_on_gpu)
+        answer = self._on_gpu.get(spec.key)
+        found = None if answer is None else answer(tensors)
+        if found is None:
+            if answer is None:
+                through_host(f"{self.path}", f"signature {spec.key}", "TensorFlow runs a part of it")
+            found = self._tensorflow({name: fetch(value) for name, value in tensors.items()}, spec)
+        return {name: place(value, gpu) if isinstance(value, np.ndarray) else value for name, value in found.items()}
 
     def run(self, inputs: Mapping[str, Any], signature: str = "") -> RunResult:
         """Run one signature in TensorFlow, and say what ran each island.
@@ -185,9 +213,21 @@ def _only(value: Any, signature: Signature) -> dict[str, Any]:
     return {signature.inputs[0].name: value}
 
 
-def _checked(inputs: Mapping[str, Any], signature: Signature) -> dict[str, Array]:
-    """C-contiguous arrays of the right names, dtypes and shapes."""
-    arrays = {item.name: _fit(item, inputs, signature) for item in signature.inputs}
+def _fit_array(spec: TensorSpec, value: Any) -> Array:
+    return np.asarray(spec.fit(fetch(value) if is_on_gpu(value) else value), order="C")
+
+
+def _fit_on_gpu(spec: TensorSpec, value: Any) -> Any:
+    if why := misfit(spec, value):
+        raise ValueError(why)
+    return value
+
+
+def _checked(
+    inputs: Mapping[str, Any], signature: Signature, fit: Callable[[TensorSpec, Any], Any] = _fit_array
+) -> dict[str, Any]:
+    """C-contiguous arrays of the right names, dtypes and shapes; or what another ``fit`` makes of the values."""
+    arrays = {item.name: _fit(item, inputs, signature, fit) for item in signature.inputs}
     if len(inputs) != len(arrays):
         unknown = min(set(inputs) - set(arrays))
         hint = f"inputs: {', '.join(arrays) or 'none'}"
@@ -195,12 +235,14 @@ def _checked(inputs: Mapping[str, Any], signature: Signature) -> dict[str, Array
     return arrays
 
 
-def _fit(spec: TensorSpec, inputs: Mapping[str, Any], signature: Signature) -> Array:
+def _fit(
+    spec: TensorSpec, inputs: Mapping[str, Any], signature: Signature, fit: Callable[[TensorSpec, Any], Any]
+) -> Any:
     if spec.name not in inputs:
         hint = "inputs: " + ", ".join(item.describe() for item in signature.inputs)
         raise SourceError(f"input {spec.name!r} is missing", hint=hint, signature=signature.key)
     try:
-        return np.asarray(spec.fit(inputs[spec.name]), order="C")
+        return fit(spec, inputs[spec.name])
     except ValueError as error:
         raise SourceError(f"input {error}", hint=f"expected {spec.describe()}", signature=signature.key) from None
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from refimpl import bundle, engines
 from refimpl.bundle import Manifest
+from refimpl.engines.tensorrt.copies import fetch
 from refimpl.engines.tensorrt.dlpack import is_on_gpu
 from refimpl.errors import BundleError
 from refimpl.runtime.island import IslandRun, IslandRuntime
@@ -58,13 +59,18 @@ def call_engine(asset: bytes, island: bytes, bundle_id: bytes, dtypes: bytes, *i
     if inputs and on_gpu and not owner.recorded:
         outputs = owner.island(name).call_device(inputs)
     else:
-        arrays = [np.asarray(value) for value in inputs]  # TensorFlow hands scalars over as NumPy scalars
+        arrays = [_on_host(value) for value in inputs]
         outputs = owner.island(name).call(arrays)
         owner.keep(name, arrays, outputs)
     if outputs is None:
         empty = [np.zeros((0,), TensorSpec("", name, ()).numpy_dtype()) for name in dtypes.decode().split(",")]
         return [np.array(False), *empty]
     return [np.array(True), *outputs]
+
+
+def _on_host(value: Any) -> Array:
+    """An array; TensorFlow hands scalars over as NumPy scalars."""
+    return np.asarray(value) if isinstance(value, np.ndarray | np.generic) or not is_on_gpu(value) else fetch(value)
 
 
 def runtime_of(asset: str, bundle_id: str) -> BundleRuntime:

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from refimpl.advice.families import FAMILIES, UNKNOWN, family_of
+from refimpl.advice.int8 import NOT_BUILT
 from refimpl.advice.whole import SLOW, WHOLE
 from tests.contract.messages import ANY, strings
 from tests.contract.sources import PACKAGE, ROOT
@@ -115,4 +116,4 @@ def test_families_are_in_the_docs():
     headings = re.findall(r"^### (\S+)$", text, re.MULTILINE)
     for family in FAMILIES:
         assert f"### {family.name}\n\n{family.action[0].upper()}{family.action[1:]}.\n" in text
-    assert sorted(headings) == sorted([*(family.name for family in FAMILIES), UNKNOWN, SLOW, WHOLE])
+    assert sorted(headings) == sorted([*(family.name for family in FAMILIES), UNKNOWN, SLOW, WHOLE, NOT_BUILT])

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.figures import measure
+from tools.gpu import networks
 from tools.gpu.record import Check
 
 _OPEN = (
@@ -51,7 +51,8 @@ def strange_files(engine: Path, folder: Path) -> Check:
 
 def killed(folder: Path) -> Iterator[Check]:
     """A conversion that is asked to end leaves nothing; one that is killed leaves nothing that looks like a bundle."""
-    model = measure.model_of_the_tests("bert")
+    model = folder / "encoder"
+    networks.encoder(model, blocks=2, width=256)
     for number in (signal.SIGTERM, signal.SIGKILL):
         polite = number == signal.SIGTERM
         what = f"a build that gets {number.name} leaves {'nothing' if polite else 'no bundle'}"

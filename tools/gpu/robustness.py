@@ -10,7 +10,6 @@ Without a GPU the questions that need none are answered, and the others are writ
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import subprocess
 import sys
@@ -27,7 +26,7 @@ import numpy as np
 from refimpl import env
 from refimpl.engines import BuildOptions, Profile, onnxruntime, tensorrt
 from refimpl.errors import BuildError, RefimplError, RunError, first_line
-from tools.gpu import crash, record
+from tools.gpu import crash, lent, record
 from tools.gpu.models import WIDTH, boxes_of, inputs_of, network, suppression
 from tools.gpu.record import Check
 
@@ -88,22 +87,6 @@ def threads(engine: Any) -> Check:
         thread.join()
     found = f"{THREADS * 100} calls, {len(wrong)} differ {wrong[:2] or ''}; {engine.counts()}"
     return Check(f"{THREADS} threads agree, bit for bit", found, holds=not wrong)
-
-
-def on_device(engine: Any) -> Check:
-    """The device path gives what the host path gives."""
-    what = "tensors that stay on the GPU (DLPack) give the same answers"
-    try:
-        torch: Any = importlib.import_module("torch")
-    except ImportError:
-        return Check(what, "PyTorch is not here to make such tensors", holds=None)
-    value = inputs_of(4, 1)
-    (want,) = engine.run([value])
-    for _ in range(3):
-        (output,) = engine.run_device([torch.from_numpy(value).cuda()])
-        got = torch.from_dlpack(output)
-    same = np.array_equal(got.cpu().numpy(), want)
-    return Check(what, f"{got.device}, {list(got.shape)}, {'equal' if same else 'not equal'}", holds=same)
 
 
 def data_dependent(folder: Path) -> Check:
@@ -227,11 +210,12 @@ def questions(folder: Path, bundles: Sequence[Path]) -> Iterator[Check]:
         engine = tensorrt.open(file)
         yield leaks(engine, _free, _resident)
         yield threads(tensorrt.open(file))
-        yield on_device(engine)
+        yield from lent.questions(engine)
         engine.close()
         yield data_dependent(folder)
         yield second_start(file, folder)
         yield from map(carried, bundles)
+        yield from map(lent.inferred, bundles)
         yield crash.strange_files(file, folder)
     yield from crash.killed(folder)
     if not reason:

@@ -3,7 +3,7 @@
     python -m tools.gpu.speed                         # docs/benchmarks/gpu-speed.md and .json
     python -m tools.gpu.speed --only ResNet50         # some models
 
-Each model is converted there in float16, unverified: `tools.gpu.prediction` is what compares answers. Five ways to
+Each model is converted there in float16, unverified: `tools.gpu.prediction` is what compares answers. Seven ways to
 run its first island are timed, medians of many calls, on the clock of the host unless it says otherwise:
 
 * *kernels*: TensorRT's enqueue alone, by CUDA events, inputs and outputs on the GPU
@@ -11,6 +11,8 @@ run its first island are timed, medians of many calls, on the clock of the host 
 * *bare*: enqueue, with copies from and to page-locked memory, waited for: the least that a caller pays
 * *engine*: `TrtEngine.run` as the runtime calls it, from NumPy arrays to NumPy arrays
 * *stitched*: the whole model through `tf.saved_model.load`, as TensorFlow calls it
+* *infer*: the whole model through `refimpl.load(...).infer`, without TensorFlow
+* *infer, on the GPU*: the same, from PyTorch's tensors to such tensors
 """
 
 from __future__ import annotations
@@ -30,15 +32,16 @@ import numpy as np
 import refimpl
 from refimpl import bundle
 from refimpl.engines import tensorrt
+from refimpl.errors import first_line
 from tools.figures import measure, photos
-from tools.gpu import record
+from tools.gpu import lent, networks, record
 from tools.gpu.bare import Bare
 from tools.gpu.record import Check
 
 _CALLS, _ENQUEUES, _REPEATS = 60, 20, 7
 _LAYERS = 12  # of the account that are shown
 _TARGETS = {("ResNet50", 1): ("kernels, graph", 0.42), ("ResNet50", 64): ("kernels, graph", 64 / 20_000 * 1e3)}
-WAYS = ("kernels", "kernels, graph", "bare", "engine", "stitched")
+WAYS = ("kernels", "kernels, graph", "bare", "engine", "stitched", "infer", "infer, on the GPU")
 Array = Any
 
 
@@ -51,24 +54,9 @@ class Subject:
     shape: tuple[int, ...]  # of one row
 
 
-def _encoder(target: Path) -> None:
-    """Six layers of a transformer's encoder, 768 wide, over 128 positions, 12 heads."""
-    import keras
-    from keras import layers
-
-    keras.utils.set_random_seed(5)
-    x = given = keras.Input((128, 768), name="x")
-    for _ in range(6):
-        y = layers.MultiHeadAttention(12, 64)(x, x)
-        x = layers.LayerNormalization()(layers.Add()([x, y]))
-        y = layers.Dense(768)(layers.Dense(3072, activation="gelu")(x))
-        x = layers.LayerNormalization()(layers.Add()([x, y]))
-    keras.Model(given, x).export(target, verbose=False)
-
-
 SUBJECTS = {
     "ResNet50": Subject(lambda target: photos.network("ResNet50", target), "image", (224, 224, 3)),
-    "encoder": Subject(_encoder, "x", (128, 768)),
+    "encoder": Subject(networks.encoder, "x", (networks.POSITIONS, networks.WIDTH)),
 }
 BATCHES = (1, 64)
 
@@ -112,6 +100,7 @@ def timed(name: str, subject: Subject, folder: Path, batch: int) -> Row:
     engine.run([value])
     first = time.perf_counter() - began
     ms = {"engine": median_ms(lambda: engine.run([value])), "stitched": median_ms(function)}
+    ms |= _inferred(folder, {subject.name: value})
     counts = engine.counts()
     engine.close()
     try:
@@ -127,6 +116,16 @@ def timed(name: str, subject: Subject, folder: Path, batch: int) -> Row:
             says = f"{way}: {error.message}"
     bare.close()
     return Row(name, batch, {way: ms[way] for way in WAYS if way in ms}, first, counts, (), says)
+
+
+def _inferred(folder: Path, values: Mapping[str, Array]) -> dict[str, float]:
+    """The whole model without TensorFlow, on the host and, where PyTorch is, on the GPU."""
+    loaded = refimpl.load(folder)
+    ms = {"infer": median_ms(lambda: loaded.infer(values))}
+    if (torch := lent.pytorch()) is not None:
+        tensors = {name: torch.from_numpy(value).cuda() for name, value in values.items()}
+        ms["infer, on the GPU"] = median_ms(lambda: loaded.infer(tensors))
+    return ms
 
 
 def account(folder: Path, subject: Subject, row: Row) -> Row:
@@ -179,7 +178,12 @@ def markdown(data: Mapping[str, Any]) -> str:
     """The record for people."""
     about = (__doc__ or "").split("\n\n", 2)[2].strip()
     lines = ["# Speed on the GPU", "", "Written by `python -m tools.gpu.speed`; do not edit.", "", about, ""]
-    lines += [record.machine_line(data), "", f"| model | batch | {' | '.join(WAYS)} | first call |", "|---" * 8 + "|"]
+    lines += [
+        record.machine_line(data),
+        "",
+        f"| model | batch | {' | '.join(WAYS)} | first call |",
+        "|---" * (len(WAYS) + 3) + "|",
+    ]
     for row in data["rows"]:
         numbers = [f"{row['ms'][way]:.3f} ms" if way in row["ms"] else "-" for way in WAYS]
         lines.append(f"| {row['model']} | {row['batch']} | {' | '.join(numbers)} | {row['first_call_s']:.2f} s |")
@@ -219,14 +223,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             print(f"{name}: converted in {made.seconds:.0f} s", file=sys.stderr, flush=True)
             for batch in BATCHES:
-                rows.append(timed(name, subject, target, batch))
+                rows.append(_timed(name, subject, target, batch))
                 print(rows[-1], file=sys.stderr, flush=True)
                 _write(given.out, rows)  # what there is, should the rest not come to an end
             kept[name] = subject, target
         for index, row in enumerate(rows):  # last: profiling is the way of TensorRT that fewest go
             rows[index] = account(kept[row.model][1], kept[row.model][0], row)
             _write(given.out, rows)
-    return 0
+    return int(any(check.holds is False for check in checks(rows)))
+
+
+def _timed(name: str, subject: Subject, target: Path, batch: int) -> Row:
+    """A row whatever happens: what could not be timed costs that row alone."""
+    try:
+        return timed(name, subject, target, batch)
+    except Exception as error:  # noqa: BLE001  (TensorFlow's, TensorRT's, PyTorch's)
+        return Row(name, batch, {}, 0.0, {}, (), f"{type(error).__name__}: {first_line(error)}.")
 
 
 def _write(folder: Path, rows: Sequence[Row]) -> None:

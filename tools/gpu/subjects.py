@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from tools.figures import digits, measure, photos
+from tools.gpu import networks
 
 Array = Any
 SAMPLES = 4
-# Of the tests: recurrent, encoders, two with TensorFlow in the middle, three that were trained.
-OF_THE_TESTS = ("lstm", "bert", "vit", "detector", "decode_and_label", "basic_pitch", "facial_expression")
+# Of the tests: recurrent, small encoders, one with strings in front and behind, two that others trained.
+OF_THE_TESTS = ("lstm", "bert", "vit", "decode_and_label", "basic_pitch", "facial_expression")
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,26 @@ def _of_the_tests(name: str) -> Subject:
     )
 
 
+def _encoder() -> Subject:
+    def make(folder: Path) -> Path:
+        networks.encoder(folder / "encoder")
+        return folder / "encoder"
+
+    return Subject(make, lambda: [networks.encoded(i) for i in range(SAMPLES)], lambda: networks.encoded(9))
+
+
+def _detector() -> Subject:
+    def make(folder: Path) -> Path:
+        networks.detector(folder / "detector")
+        return folder / "detector"
+
+    return Subject(make, lambda: [networks.pictures(2, i) for i in range(SAMPLES)], lambda: networks.pictures(2, 9))
+
+
 SUBJECTS: dict[str, Callable[[], Subject]] = {
     "digits": _digits,
+    "detector": _detector,
+    "encoder": _encoder,
     **{name: (lambda name=name: _photographs(name)) for name in photos.NETWORKS},  # type: ignore[misc]
     **{name: (lambda name=name: _of_the_tests(name)) for name in OF_THE_TESTS},  # type: ignore[misc]
 }

@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default=",".join(NETWORKS), help="models, with commas")
     parser.add_argument("--precision", default="fp16", help="precisions, with commas")
-    parser.add_argument("--seconds", type=float, default=repair.SECONDS, help="for the search in each model")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for the search in each model")
     parser.add_argument("--out", type=Path, default=record.OUT)
     given = parser.parse_args(argv)
     repair.SECONDS = given.seconds

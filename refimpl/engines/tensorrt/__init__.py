@@ -6,7 +6,8 @@
 * ``execution``: an open engine, a pool of ``lanes``: one call at a time, with its stream, contexts and CUDA graphs
 * ``inspection``: what is in a model, and in an engine
 * ``tensors``, ``outputs``, ``memory``: what goes in, what comes out, and where it lies
-* ``cuda``: the CUDA driver; ``dlpack``: tensors that stay on the GPU
+* ``cuda``: the CUDA driver; ``dlpack``: tensors that stay on the GPU; ``lent``: calls on them; ``finite``: whether they
+  are finite, looked at there; ``copies``: those that go through the host after all
 """
 
 from __future__ import annotations

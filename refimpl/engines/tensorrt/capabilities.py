@@ -70,17 +70,17 @@ FEATURES = (
         "runtime configuration",
         _has("ICudaEngine.create_runtime_config"),
         "contexts are made with a strategy alone",
-        *_BOTH,
+        *_RTX,
     ),
-    Feature("runtime cache", _has("IRuntimeConfig.create_runtime_cache"), "nothing is compiled at run time", *_BOTH),
+    Feature("runtime cache", _has("IRuntimeConfig.create_runtime_cache"), "nothing is compiled at run time", *_RTX),
     Feature(
         "kernel specialization",
         _has("DynamicShapesKernelSpecializationStrategy.EAGER"),
         "kernels never change",
-        *_BOTH,
+        *_RTX,
     ),
     Feature("output allocator", _has("IOutputAllocator"), "outputs whose size depends on data run elsewhere", *_BOTH),
-    Feature("capturability", _has("IExecutionContext.is_stream_capturable"), "capturing decides", *_BOTH),
+    Feature("capturability", _has("IExecutionContext.is_stream_capturable"), "capturing decides", *_RTX),
 )
 
 

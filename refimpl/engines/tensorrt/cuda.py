@@ -1,4 +1,4 @@
-"""CUDA as far as engines need it: memory, streams, graphs and events, through ``ctypes`` over the CUDA driver.
+"""CUDA as far as engines need it: memory, streams, graphs, events and kernels, through ``ctypes`` over the CUDA driver.
 
 The driver's own library is there wherever a GPU can be used, so nothing has to be installed or found: NVIDIA's
 ``cuda-bindings`` would be one more package to carry to machines without a network, and the CUDA runtime
@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from refimpl.errors import RunError
@@ -34,6 +35,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuDevicePrimaryCtxRetain": (_POINTER, _INT),
     "cuCtxSetCurrent": (_POINTER,),
     "cuCtxGetDevice": (_POINTER,),
+    "cuCtxSynchronize": (),
     "cuMemGetInfo_v2": (_POINTER, _POINTER),
     "cuMemAlloc_v2": (_POINTER, _SIZE),
     "cuMemFree_v2": (_ADDRESS,),
@@ -42,6 +44,10 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuMemcpyHtoDAsync_v2": (_ADDRESS, _POINTER, _SIZE, _POINTER),
     "cuMemcpyDtoHAsync_v2": (_POINTER, _ADDRESS, _SIZE, _POINTER),
     "cuMemcpyDtoDAsync_v2": (_ADDRESS, _ADDRESS, _SIZE, _POINTER),
+    "cuMemsetD32Async": (_ADDRESS, _UNSIGNED, _SIZE, _POINTER),
+    "cuModuleLoadData": (_POINTER, _POINTER),
+    "cuModuleGetFunction": (_POINTER, _POINTER, ctypes.c_char_p),
+    "cuLaunchKernel": (_POINTER, *[_UNSIGNED] * 7, _POINTER, _POINTER, _POINTER),
     "cuStreamCreate": (_POINTER, _UNSIGNED),
     "cuStreamDestroy_v2": (_POINTER,),
     "cuStreamSynchronize": (_POINTER,),
@@ -168,6 +174,31 @@ class Device:
         """Copy memory on the GPU, in the order of a stream."""
         self._call("cuMemcpyDtoDAsync_v2", target, source, nbytes, stream)
 
+    def fill(self, address: int, value: int, count: int, stream: int) -> None:
+        """Set ``count`` numbers of 32 bits, in the order of a stream."""
+        self._call("cuMemsetD32Async", address, value, count, stream)
+
+    def load_kernels(self, ptx: bytes) -> int:
+        """A module of kernels, which the driver compiles for this GPU; it stays as long as the process."""
+        return int(self._made("cuModuleLoadData", _POINTER, ptx))
+
+    def kernel(self, module: int, name: str) -> int:
+        """A kernel of a module."""
+        return int(self._made("cuModuleGetFunction", _POINTER, module, name.encode()))
+
+    def launch_kernel(self, kernel: int, grid: tuple[int, int], arguments: Sequence[Any], stream: int) -> None:
+        """Run a kernel in the order of a stream.
+
+        Args:
+            kernel: from :meth:`kernel`.
+            grid: how many blocks, and of how many threads.
+            arguments: values of ``ctypes``, of exactly the kernel's types; they are read before this returns.
+            stream: its order.
+        """
+        pointers = (_POINTER * len(arguments))(*(ctypes.addressof(item) for item in arguments))
+        blocks, threads = grid
+        self._call("cuLaunchKernel", kernel, blocks, 1, 1, threads, 1, 1, 0, stream, pointers, None)
+
     def new_stream(self) -> int:
         """A stream of its own, not ordered with the default stream."""
         return int(self._made("cuStreamCreate", _POINTER, _NON_BLOCKING))
@@ -179,6 +210,10 @@ class Device:
     def synchronize(self, stream: int) -> None:
         """Wait until a stream has done everything; errors of what ran in it come up here."""
         self._call("cuStreamSynchronize", stream)
+
+    def synchronize_all(self) -> None:
+        """Wait until every stream of this process has done everything on this GPU."""
+        self._call("cuCtxSynchronize")
 
     def begin_capture(self, stream: int) -> None:
         """From here to :meth:`end_capture` what is enqueued is noted and not run."""

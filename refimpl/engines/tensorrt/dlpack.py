@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from refimpl.errors import RunError
+from refimpl.errors import RunError, first_line
 
 CUDA = 2  # kDLCUDA
+_LEGACY = 1  # the legacy default stream, which the standard takes when a consumer names none
+Free = Callable[[frozenset[int]], None]  # is given the streams in which consumers may still read
 _CODES = {"i": 0, "u": 1, "f": 2, "b": 6}  # DLDataTypeCode by NumPy's kind; 6 is kDLBool
 _KINDS = {code: kind for kind, code in _CODES.items()}
 
@@ -61,6 +63,11 @@ def is_on_gpu(value: Any) -> bool:
     return device is not None and hasattr(value, "__dlpack__") and int(device()[0]) == CUDA
 
 
+def has_dtype(dtype: np.dtype[Any]) -> bool:
+    """Whether a tensor of this dtype can be handed over by DLPack."""
+    return dtype.kind in _CODES
+
+
 @dataclass
 class Borrowed:
     """A tensor of somebody else's; :meth:`release` tells the owner that it is not read any more."""
@@ -76,9 +83,12 @@ def borrow(value: Any, stream: int) -> Borrowed:
     """Take a tensor on the GPU; its owner makes its contents ready for work enqueued in ``stream``.
 
     Raises:
-        RunError: it is not contiguous, not on a CUDA device, or of a dtype that NumPy has not.
+        RunError: it is not contiguous, not on a CUDA device, or of a dtype that NumPy has not; or its owner refuses.
     """
-    capsule = value.__dlpack__(stream=stream)
+    try:
+        capsule = value.__dlpack__(stream=stream)
+    except Exception as error:  # whatever its library raises: PyTorch hands no tensor over that gradients flow through
+        raise RunError(f"a tensor is not handed over by DLPack: {first_line(error)}") from error
     managed = ctypes.cast(_pointer_of(capsule, _FRESH), ctypes.POINTER(_Managed))
     _rename(capsule, _USED)  # from here on it is ours to delete
 
@@ -100,13 +110,18 @@ def _read(tensor: _Tensor, release: Callable[[], None]) -> Borrowed:
     if tensor.code not in _KINDS or tensor.lanes != 1:
         raise RunError(f"a tensor that was handed over by DLPack is of dtype code {tensor.code}, which NumPy has not")
     if tensor.strides and not _contiguous(shape, [tensor.strides[axis] for axis in range(tensor.ndim)]):
-        raise RunError(f"a tensor of shape {list(shape)} that was handed over by DLPack is not contiguous")
+        raise RunError(
+            f"a tensor of shape {list(shape)} that was handed over by DLPack is not contiguous",
+            hint="copy it into a contiguous one first (PyTorch: .contiguous())",
+        )
     dtype = np.dtype(f"{_KINDS[tensor.code]}{tensor.bits // 8}")
     return Borrowed((tensor.data or 0) + tensor.byte_offset, shape, dtype, tensor.device_id, release)
 
 
 def _contiguous(shape: tuple[int, ...], strides: list[int]) -> bool:
     expected = 1
+    if 0 in shape:
+        return True
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if size > 1 and stride != expected:
             return False
@@ -117,7 +132,8 @@ def _contiguous(shape: tuple[int, ...], strides: list[int]) -> bool:
 class DeviceTensor:
     """An output that stays on the GPU. Its memory lives as long as it, or a consumer of its capsules, needs it.
 
-    Its contents are complete: whoever takes it need not wait for a stream.
+    Its contents are complete: whoever takes it need not wait for a stream. Whoever lets go of it may have work in its
+    stream that still reads it, so the streams of all consumers are told to who frees the memory.
 
     Attributes:
         address: of the first element, on the GPU.
@@ -126,16 +142,22 @@ class DeviceTensor:
         device: number of the GPU.
     """
 
-    def __init__(
-        self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any], device: int, free: Callable[[], None]
-    ) -> None:
+    def __init__(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any], device: int, free: Free) -> None:
         self.address, self.shape, self.dtype, self.device = address, shape, dtype, device
         self._block = _Block(free)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return CUDA, self.device
 
+    def __repr__(self) -> str:
+        return f"DeviceTensor({self.dtype}{list(self.shape)} on GPU {self.device})"
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        """NumPy would make an array of one object, and nobody would know."""
+        raise TypeError(f"{self!r} is not on the host; take it with from_dlpack of PyTorch, CuPy, JAX or TensorFlow")
+
     def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
+        self._block.readers.add(_LEGACY if stream is None else int(stream))
         shape = (ctypes.c_int64 * len(self.shape))(*self.shape)
         kind, bits = _CODES[self.dtype.kind], self.dtype.itemsize * 8
         tensor = _Tensor(self.address, CUDA, self.device, len(self.shape), kind, bits, 1, shape, None, 0)
@@ -147,11 +169,12 @@ class DeviceTensor:
 class _Block:
     """Gives memory back when nobody refers to it any more."""
 
-    def __init__(self, free: Callable[[], None]) -> None:
+    def __init__(self, free: Free) -> None:
         self._free = free
+        self.readers: set[int] = set()
 
     def __del__(self) -> None:
-        self._free()
+        self._free(frozenset(self.readers))
 
 
 _lent: dict[int, tuple[Any, ...]] = {}  # what consumers hold, by address of the structure

@@ -14,10 +14,11 @@ from refimpl.engines.tensorrt import library
 from refimpl.engines.tensorrt.cuda import CudaError, Device
 from refimpl.engines.tensorrt.dlpack import Borrowed, DeviceTensor, borrow
 from refimpl.engines.tensorrt.kernels import KernelCache
-from refimpl.engines.tensorrt.lanes import DEFAULT, ENQUEUED, FEWER, Lane, Limits, Shared
+from refimpl.engines.tensorrt.lanes import DEFAULT, FEWER, Lane, Limits, Shared
+from refimpl.engines.tensorrt.lent import LentCalls
 from refimpl.engines.tensorrt.loading import deserialize
 from refimpl.engines.tensorrt.memory import Memory
-from refimpl.engines.tensorrt.tensors import Array, check_dtypes, pick_profile, signature_of
+from refimpl.engines.tensorrt.tensors import Array, signature_of
 from refimpl.errors import RunError, first_line
 
 _KEPT_OUTPUTS = 256 << 20  # bytes of outputs on the GPU that nobody holds any more, kept for the next call
@@ -57,6 +58,7 @@ class TrtEngine:
             limits,
         )
         self._idle: list[Lane] = []
+        self._lent: dict[Lane, LentCalls] = {}
         self._made, self._most = 0, limits.contexts
         self._free = threading.Condition()
         self._closed, self._broken = False, ""
@@ -71,18 +73,24 @@ class TrtEngine:
         """
         with self._lane() as lane:
             results = lane.run([np.asarray(value) for value in inputs])
+        self._save_news()
+        return results
+
+    def _save_news(self) -> None:
+        """Kernels that were compiled for what never ran before are kept for the next start."""
         if self._shared.news.is_set():
             self._shared.news.clear()
             self._kernels.save()
-        return results
 
-    def run_device(self, inputs: Sequence[Any]) -> list[DeviceTensor]:
+    def run_device(self, inputs: Sequence[Any], finite_only: bool = False) -> list[DeviceTensor]:
         """Run once with tensors on the GPU, by DLPack; nothing is copied, and the outputs stay there.
 
         Args:
             inputs: have ``__dlpack__`` and ``__dlpack_device__``, are contiguous, in the engine's order.
+            finite_only: look, on the GPU, whether inputs and outputs are finite.
 
         Raises:
+            NotFiniteError: ``finite_only``, and a value is not.
             RunError: as :meth:`run`; also for an engine that reads or writes shapes on the host, or whose outputs have
                 shapes that depend on the data.
         """
@@ -90,41 +98,16 @@ class TrtEngine:
             borrowed: list[Borrowed] = []
             try:
                 borrowed.extend(borrow(value, lane.stream) for value in inputs)
-                return self._run_device(lane, borrowed)
+                if lane not in self._lent:
+                    self._lent[lane] = LentCalls(lane, self._shared)
+                outputs = self._lent[lane].run(borrowed, finite_only=finite_only)
             except BaseException:
                 lane.settle()  # before the inputs go back to their owners
                 raise
             finally:
                 for item in borrowed:
                     item.release()
-
-    def _run_device(self, lane: Lane, inputs: Sequence[Borrowed]) -> list[DeviceTensor]:
-        shared = self._shared
-        signature, memory = shared.signature, shared.memory
-        check_dtypes(signature.inputs, [item.dtype for item in inputs])
-        if host := [item.name for item in (*signature.inputs, *signature.outputs) if item.on_host]:
-            raise RunError(f"TensorRT has {', '.join(host)} on the host, so the engine cannot run on the device alone")
-        if any(item.device != self._device.number for item in inputs):
-            raise RunError(f"an input is on another GPU than the engine, which is on GPU {self._device.number}")
-        context, shapes = lane.context, tuple(item.shape for item in inputs)
-        lane.choose_profile(context, pick_profile(self._engine, signature.inputs, shapes, {}))
-        for tensor, item in zip(signature.inputs, inputs, strict=True):
-            if not context.set_input_shape(tensor.name, item.shape):
-                raise RunError(f"no profile of the engine takes {tensor.name} of shape {list(item.shape)}")
-            context.set_tensor_address(tensor.name, item.address)
-        outputs = []
-        for tensor, shape in zip(signature.outputs, lane.output_shapes(context), strict=True):
-            if any(size < 0 for size in shape):
-                raise RunError(f"the shape of output {tensor.name} depends on the data")
-            nbytes = int(np.prod(shape, dtype=np.int64)) * tensor.dtype.itemsize
-            address = memory.take(nbytes)
-            outputs.append(
-                DeviceTensor(address, shape, tensor.dtype, self._device.number, _giver(memory, address, nbytes))
-            )
-            context.set_tensor_address(tensor.name, address)
-        lane.execute(context)
-        self._device.synchronize(lane.stream)
-        shared.count(ENQUEUED)
+        self._save_news()
         return outputs
 
     @contextlib.contextmanager
@@ -223,6 +206,7 @@ class TrtEngine:
         with contextlib.suppress(RunError):
             self._device.use()
             self._kernels.save()
+            self._lent.clear()
             for lane in idle:
                 lane.close()
             self._shared.memory.keep_nothing()
@@ -230,12 +214,3 @@ class TrtEngine:
     def __del__(self) -> None:
         if hasattr(self, "_closed"):
             self.close()
-
-
-def _giver(memory: Memory, address: int, nbytes: int) -> Any:
-    def give() -> None:
-        with contextlib.suppress(RunError):
-            memory.device.use()
-            memory.give(address, nbytes)
-
-    return give

@@ -25,7 +25,7 @@ from refimpl.errors import RunError, first_line
 
 REPLAYED, ENQUEUED, NO_GRAPH = "replayed as a CUDA graph", "enqueued", "no CUDA graph: "
 FEWER = "fewer contexts than allowed: "
-_CAPTURE_AT = 2  # the call with the same shapes in which a graph is made: shapes that come once are not worth one
+CAPTURE_AT = 2  # the call with the same shapes in which a graph is made: shapes that come once are not worth one
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +112,23 @@ class Lane:
         self._slots: OrderedDict[Key, Slot] = OrderedDict()
         self._configured: Any = None  # the slot, or the addresses, that the context is set for
         self._profiles: dict[int, int] = {}  # of each context, by id
+        self._also: list[Callable[[], None]] = []
         self._work, self._work_bytes = 0, int(shared.engine.device_memory_size_v2)
         self.stream = self._device.new_stream()
         try:
             if self._work_bytes:
                 self._work = shared.memory.take(self._work_bytes)
-            self._context = self._new_context()
+            self._context = self.new_context()
         except BaseException:
             self.close()
             raise
 
-    def _new_context(self) -> Any:
+    def new_context(self) -> Any:
+        """A context that shares the lane's working memory.
+
+        Raises:
+            RunError: TensorRT makes none.
+        """
         context = self._shared.new_context()
         if context is None:
             raise RunError(self._shared.log.said() or "TensorRT cannot create an execution context")
@@ -148,7 +154,7 @@ class Lane:
         self._device.synchronize(self.stream)
         self._shared.count(ENQUEUED)
         results = self._fetched(slot)
-        if slot.calls == _CAPTURE_AT and self._shared.limits.graphs:
+        if slot.calls == CAPTURE_AT and self._shared.limits.graphs:
             self._try_capture(slot, results)
         return results
 
@@ -186,7 +192,7 @@ class Lane:
         return slot
 
     def _staged(self, nbytes: int, *, on_host: bool) -> Staged:
-        return Staged(self._shared.memory, nbytes, on_host=on_host, make_room=self._forget_all)
+        return Staged(self._shared.memory, nbytes, on_host=on_host, make_room=self.forget_all)
 
     def _bound(self) -> None:
         limits = self._shared.limits
@@ -195,10 +201,16 @@ class Lane:
         ):
             self._close_slot(self._slots.popitem(last=False)[1])
 
-    def _forget_all(self) -> None:
+    def forget_all(self) -> None:
         """Memory ran out: nothing that is only kept stays."""
         while self._slots:
             self._close_slot(self._slots.popitem(last=False)[1])
+        for close in self._also:
+            close()
+
+    def also_close(self, close: Callable[[], None]) -> None:
+        """Call this, too, whenever everything that is only kept has to go."""
+        self._also.append(close)
 
     def _prepare(self, context: Any, slot: Slot, values: Sequence[Array]) -> Shapes:
         """Tell a context the shapes of the inputs; the shapes of the outputs, -1 where they depend on the data."""
@@ -287,29 +299,33 @@ class Lane:
         """Run once, layer by layer, in a context of its own that reports to a profiler."""
         slot = self._slot(values)
         slot.fill(values)
-        context = self._new_context()
+        context = self.new_context()
         try:
             context.profiler = profiler
             self._tell(context, slot)
             self._enqueue(context, slot)
             self._device.synchronize(self.stream)
         finally:
-            self._profiles.pop(id(context), None)
+            self.forget_context(context)
 
     def _capture(self, slot: Slot) -> None:
-        slot.context = self._new_context()
+        slot.context = self.new_context()
         self._tell(slot.context, slot)
-        self._enqueue(slot.context, slot)  # what TensorRT makes at the first call must not be captured
+        slot.graph = self.captured(slot.context, lambda: self._enqueue(slot.context, slot))
+
+    def captured(self, context: Any, enqueue: Callable[[], None]) -> int:
+        """A graph of what a function enqueues with a context of its own."""
+        enqueue()  # what TensorRT makes at the first call must not be captured
         self._device.synchronize(self.stream)
-        if hasattr(slot.context, "is_stream_capturable") and not slot.context.is_stream_capturable(self.stream):
+        if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(self.stream):
             raise RunError("TensorRT says that this engine cannot be captured")
         self._device.begin_capture(self.stream)
         try:
-            self._enqueue(slot.context, slot)
+            enqueue()
         except BaseException:
             self._device.abandon_capture(self.stream)
             raise
-        slot.graph = self._device.end_capture(self.stream)
+        return self._device.end_capture(self.stream)
 
     @property
     def context(self) -> Any:
@@ -326,8 +342,12 @@ class Lane:
     def _close_graph(self, slot: Slot) -> None:
         if slot.graph:
             self._device.destroy_graph(slot.graph)
-        self._profiles.pop(id(slot.context), None)
+        self.forget_context(slot.context)
         slot.graph, slot.context = 0, None
+
+    def forget_context(self, context: Any) -> None:
+        """A context is about to go: another one may get its identity."""
+        self._profiles.pop(id(context), None)
 
     def _close_slot(self, slot: Slot) -> None:
         if self._configured is slot:
@@ -339,7 +359,7 @@ class Lane:
     def close(self) -> None:
         """Give everything back; the lane is of no use afterwards."""
         with contextlib.suppress(RunError):  # a GPU that has failed frees nothing, and says so again
-            self._forget_all()
+            self.forget_all()
             self._context = None
             if self._work:
                 self._shared.memory.drop(self._work, self._work_bytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,18 @@ import numpy as np
 from refimpl.engines.tensorrt.cuda import OUT_OF_MEMORY, CudaError, Device
 
 Array = np.ndarray[Any, Any]
+
+
+# What DLPack may name instead of a stream: none that is known (-1), an ambiguous one (0), one of another thread (2).
+_UNKNOWN = (-1, 0, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Idle:
+    """A block that is kept, and the streams in which others were reading it when it came back."""
+
+    address: int
+    readers: frozenset[int]
 
 
 class Memory:
@@ -25,7 +38,7 @@ class Memory:
     def __init__(self, device: Device, keep_bytes: int) -> None:
         self.device = device
         self._keep, self._kept = keep_bytes, 0
-        self._idle: dict[int, list[int]] = {}  # size -> addresses
+        self._idle: dict[int, list[_Idle]] = {}  # by size
         self._lock = threading.Lock()
         self.used = 0  # bytes that are out or kept
 
@@ -41,9 +54,10 @@ class Memory:
         """
         size = max(nbytes, 1)
         with self._lock:
-            if self._idle.get(size):
-                self._kept -= size
-                return self._idle[size].pop()
+            found = self._idle[size].pop() if self._idle.get(size) else None
+            self._kept -= size if found else 0
+        if found is not None and self._settled(found, size):
+            return found.address
         try:
             address = self.device.allocate(size)
         except CudaError as error:
@@ -56,13 +70,34 @@ class Memory:
             self.used += size
         return address
 
-    def give(self, address: int, nbytes: int) -> None:
-        """Take a block back, to keep or to free."""
+    def _settled(self, block: _Idle, size: int) -> bool:
+        """Wait until nobody reads a kept block any more; where that cannot be waited for, it is freed, which waits."""
+        try:
+            for stream in block.readers:
+                if stream in _UNKNOWN:
+                    self.device.synchronize_all()
+                else:
+                    self.device.synchronize(stream)
+        except CudaError as error:
+            if error.fatal:
+                raise
+            self._free(block.address, size)
+            return False
+        return True
+
+    def give(self, address: int, nbytes: int, readers: frozenset[int] = frozenset()) -> None:
+        """Take a block back, to keep or to free.
+
+        Args:
+            address: from :meth:`take`.
+            nbytes: as there.
+            readers: streams in which others may still read it, as DLPack names them.
+        """
         size = max(nbytes, 1)
         with self._lock:
             if self._kept + size <= self._keep:
                 self._kept += size
-                self._idle.setdefault(size, []).append(address)
+                self._idle.setdefault(size, []).append(_Idle(address, readers))
                 return
         self._free(address, size)
 
@@ -74,9 +109,9 @@ class Memory:
         """Free every block that is only kept."""
         with self._lock:
             idle, self._idle, self._kept = self._idle, {}, 0
-        for size, addresses in idle.items():
-            for address in addresses:
-                self._free(address, size)
+        for size, blocks in idle.items():
+            for block in blocks:
+                self._free(block.address, size)
 
     def keep_nothing(self) -> None:
         """From now on every block that comes back is freed, and so are those that are kept."""

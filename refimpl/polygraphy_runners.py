@@ -29,7 +29,7 @@ from refimpl import bundle, engines, env, runtime
 from refimpl.errors import RunError, SourceError, UnsupportedError, first_line
 from refimpl.oracle.runners import SavedModelRunner
 from refimpl.runtime.opened import runtime_of
-from refimpl.specs import Signature, TensorSpec
+from refimpl.specs import Signature, TensorSpec, as_array
 
 Array = np.ndarray[Any, Any]
 StrPath = str | os.PathLike[str]
@@ -158,7 +158,7 @@ class TfRunner(_SignatureRunner):
             got = self._model.signatures[spec.key](**feeds)
         except tf.errors.OpError as error:
             raise RunError(f"TensorFlow fails on these inputs: {first_line(error)}", signature=spec.key) from error
-        return {name: value.numpy() for name, value in got.items()}
+        return {name: as_array(value.numpy()) for name, value in got.items()}
 
     def _close(self) -> None:
         if self._reference and self._model is not None:

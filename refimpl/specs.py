@@ -118,6 +118,11 @@ class DirectCall:
         return DirectCall(tuple(data["inputs"]), tuple(data["outputs"]))
 
 
+def as_array(value: Any) -> np.ndarray[Any, Any]:
+    """What TensorFlow hands out, as an array: scalars come out bare, and a string then as bytes."""
+    return np.asarray(value, dtype=object if isinstance(value, bytes) else None)
+
+
 def _holds_strings(array: np.ndarray[Any, Any]) -> bool:
     return array.dtype.kind in "SUT" or (
         array.dtype == object and all(isinstance(item, bytes | str) for item in array.reshape(-1).tolist())

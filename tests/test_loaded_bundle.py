@@ -27,6 +27,7 @@ from tests.bundles import (
     logged,
     make_bundle,
 )
+from tests.models_ops import save
 
 NAME = "odd_ops"
 ALL = Recipe(signatures=("*",))
@@ -245,6 +246,26 @@ def test_strings_and_other_dtypes(tmp_path):
     for wrong in (np.ones(4, np.float32), np.array([1, 2, 3, None], object)):
         with pytest.raises(SourceError, match="input 'text' is "):
             loaded.run({**feeds, "text": wrong})
+
+
+@pytest.mark.parametrize("ask", ["infer", "run"])
+def test_scalars_are_arrays_too(ask, tmp_path):
+    """TensorFlow hands them out bare."""
+
+    def call(x):
+        return {"total": tf.reduce_sum(tf.tanh(x)), "size": tf.size(x), "text": tf.strings.reduce_join(tf.as_string(x))}
+
+    save(tmp_path / "model", call, tf.TensorSpec((None,), tf.float32, name="x"))
+    refimpl.convert(tmp_path / "model", tmp_path / "bundle", Recipe(min_segment_size=1))
+    loaded = refimpl.load(tmp_path / "bundle")
+    got = getattr(loaded, ask)({"x": np.float32([0, 1, 0])})
+    outputs = got if ask == "infer" else got.outputs
+    assert {name: (type(value), value.shape, value.dtype.name) for name, value in outputs.items()} == {
+        "total": (np.ndarray, (), "float32"),
+        "size": (np.ndarray, (), "int32"),
+        "text": (np.ndarray, (), "object"),
+    }
+    assert outputs["size"] == 3
 
 
 def test_what_tensorflow_refuses_is_a_run_error(tmp_path):

@@ -19,6 +19,7 @@ from refimpl.converter.source import Source
 from refimpl.engines import onnxruntime
 from refimpl.errors import BuildError, InternalError, first_line
 from refimpl.numerics import disagreement
+from refimpl.specs import as_array
 from refimpl.tolerance import tolerance_for
 
 Answers = Mapping[str, Any]  # output -> value
@@ -170,7 +171,7 @@ def _eager(folder: Path, manifest: Manifest) -> Run:
 
     def run(key: str, values: Mapping[str, Any]) -> dict[str, Any]:
         outputs = loaded.signatures[key](**{name: tf.constant(value) for name, value in values.items()})
-        return {name: _array(value.numpy()) for name, value in outputs.items()}
+        return {name: as_array(value.numpy()) for name, value in outputs.items()}
 
     return run
 
@@ -185,7 +186,7 @@ def _in_session(folder: Path, manifest: Manifest) -> Run:
         definition = definitions[key]
         feeds = {definition.inputs[name].name: value for name, value in values.items()}
         outputs = session.run({name: info.name for name, info in definition.outputs.items()}, feeds)
-        return {name: _array(value) for name, value in outputs.items()}
+        return {name: as_array(value) for name, value in outputs.items()}
 
     return run
 
@@ -195,12 +196,7 @@ def _native(source: Source, record: SignatureRecord, values: Mapping[str, Any]) 
     feeds = {definition.inputs[name].name: value for name, value in values.items()}
     fetches = {name: info.name for name, info in definition.outputs.items()}
     result = source.session.run(fetches, feeds)
-    return {name: _array(value) for name, value in result.items()}
-
-
-def _array(value: Any) -> Any:
-    """TensorFlow hands out scalar strings as bare bytes."""
-    return np.asarray(value, dtype=object if isinstance(value, bytes) else None)
+    return {name: as_array(value) for name, value in result.items()}
 
 
 def _dtype(array: Any) -> str:

@@ -26,6 +26,7 @@ from refimpl.artifacts import Arg, Array, SignatureGraph
 from refimpl.converter import graphdefs as gd
 from refimpl.engines import external, onnxruntime
 from refimpl.errors import SourceError, first_line
+from refimpl.specs import as_array
 from refimpl.trees import files_of
 
 _MAPPED_BYTES = (
@@ -149,9 +150,7 @@ class Source:
                 f"{self.path} has a variable without a value: {first_line(error)}",
                 hint="export the model again; Keras models with model.export(DIR)",
             ) from error
-        return {  # scalar strings come out as bare bytes
-            name: value if isinstance(value, np.memmap) else _array(value) for name, value in found.items()
-        }
+        return {name: value if isinstance(value, np.memmap) else as_array(value) for name, value in found.items()}
 
 
 def _forget_unread(session: Any, graph: Any, meta_graph: Any) -> None:
@@ -196,10 +195,6 @@ def _components(info: Any) -> list[str]:
 def _variable(node: gd.NodeDef) -> tuple[bytes, bytes]:
     """What a handle stands for: two nodes may be handles of one variable."""
     return node.attr["container"].s, node.attr["shared_name"].s or node.name.encode()
-
-
-def _array(value: Any) -> Array:
-    return np.asarray(value, dtype=object if isinstance(value, bytes) else None)
 
 
 def _mapped(value: Any, file: Any) -> Any:

@@ -21,7 +21,7 @@ from refimpl.runtime.direct import direct_answer
 from refimpl.runtime.island import IslandRun, through_host
 from refimpl.runtime.on_gpu import gpu_of, misfit
 from refimpl.runtime.opened import BundleRuntime, IslandCall, engines_off, runtime_of
-from refimpl.specs import Signature, TensorSpec
+from refimpl.specs import Signature, TensorSpec, as_array
 from refimpl.text import counted
 
 Array = np.ndarray[Any, Any]
@@ -161,7 +161,7 @@ class LoadedBundle:
         except tf.errors.OpError as error:
             text = first_line(error)
             raise RunError(f"TensorFlow fails on these inputs: {text}", signature=spec.key) from error
-        return {item.name: raw[item.name].numpy() for item in spec.outputs}
+        return {item.name: as_array(raw[item.name].numpy()) for item in spec.outputs}
 
     def run_native(self, inputs: Mapping[str, Any], signature: str = "") -> RunResult:
         """As :meth:`run`, with every island in TensorFlow: what the model's own ops answer in this process.

@@ -152,6 +152,11 @@ FAMILIES: tuple[Family, ...] = (
         "cast to float32 before the sum or product, if the result stays below 2^24",
     ),
     Family(
+        "wide-integers",
+        r"engines take 64-bit integers from 2\^31 to 2\^32 for negative",
+        "cast to int32 before it, where the numbers fit",
+    ),
+    Family(
         "nearest-resize",
         r"nearest-neighbour resizing of an image whose size is not fixed",
         "export with a fixed image size (height and width in the TensorSpec)",

@@ -56,6 +56,9 @@ _CHECKED_INPUTS = {
     "SplitV": (1,),
     "ResizeNearestNeighbor": (1,),
 }
+# ONNX Runtime 1.31 compares vectors of 64-bit integers by their lower halves in these, on processors with AVX-512.
+_EXTREMES = frozenset(["ClipByValue", "Max", "Maximum", "Min", "Minimum", "Relu", "Relu6", "Sign"])
+_EXTREME_REASON = "engines take 64-bit integers from 2^31 to 2^32 for negative ones here"
 _DIVISIONS = frozenset(["FloorDiv", "FloorMod", "TruncateDiv", "TruncateMod", "Div", "Mod"])
 
 
@@ -87,6 +90,7 @@ def refuse_statically(graph: OpGraph, keep_in_tf: Sequence[str], written: frozen
             or _by_type(op, {op.type, lowered}, known)
             or _by_shape(specs)
             or _by_overflow(op, shapes)
+            or _by_width(op, shapes)
             or _by_division(graph, op, shapes)
             or _by_checked_inputs(graph, op, shapes)
             or _by_sizes(op, reads)
@@ -162,6 +166,8 @@ def _by_faith(graph: OpGraph, op: Op) -> str:
                 )
             if node.op in _DIVISIONS and tf.as_dtype(node.attr["T"].type).is_integer:
                 return f"integers are divided differently by engines ({node.op} inside {op.type})"
+            if node.op in _EXTREMES and tf.as_dtype(node.attr["T"].type) == tf.int64:
+                return f"{_EXTREME_REASON} ({node.op} inside {op.type})"
     return ""
 
 
@@ -218,6 +224,11 @@ def _by_overflow(op: Op, shapes: set[str]) -> str:
     if op.outputs[0].dtype.startswith(("int", "uint")):
         return "integers that overflow here wrap around in TensorFlow, and do not in engines"
     return ""
+
+
+def _by_width(op: Op, shapes: set[str]) -> str:
+    wide = op.type in _EXTREMES and op.outputs[0].dtype == "int64"
+    return _EXTREME_REASON if wide and not shapes.issuperset(op.inputs) else ""
 
 
 def _shape_values(graph: OpGraph) -> set[str]:

@@ -48,6 +48,50 @@ def test_wide_integers_keep_every_digit(call, tmp_path):
     np.testing.assert_array_equal(got, call(tf.constant(WIDE)).numpy(), strict=True)
 
 
+# Between 2^31 and 2^32, many times over: only whole vectors of a processor go wrong.
+BEYOND = np.tile(np.int64([2**31 - 1, 2**31, 2**31 + 9, 3 * 2**30, 2**32 - 1, 2**32, 2**40 + 2**31, -7]), (4, 8))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(lambda x: tf.maximum(x, 5), id="maximum"),
+        pytest.param(lambda x: tf.minimum(x, x[::-1, ::-1]), id="minimum"),
+        pytest.param(lambda x: tf.clip_by_value(x, -10, 2**31 + 9), id="clip"),
+        pytest.param(tf.nn.relu, id="relu"),
+        pytest.param(tf.nn.relu6, id="relu6"),
+        pytest.param(tf.sign, id="sign"),
+        pytest.param(lambda x: tf.reduce_max(x, 1), id="largest"),
+        pytest.param(lambda x: tf.reduce_min(x, 1), id="smallest"),
+        pytest.param(
+            lambda x: tf.while_loop(lambda y: y[0, 0] > 9, lambda y: [tf.maximum(y, 5) - 9], [x], maximum_iterations=3)[
+                0
+            ],
+            id="loop",
+        ),
+    ],
+)
+def test_extremes_of_64_bit_integers(call, tmp_path):
+    """ONNX Runtime takes the upper half of 32 bits for negative numbers, on processors with AVX-512."""
+    save(tmp_path / "model", lambda x: {"y": call(x)}, spec((None, BEYOND.shape[1]), tf.int64, "x"))
+    refimpl.convert(tmp_path / "model", tmp_path / "bundle", EVERYTHING)
+    got = refimpl.load(tmp_path / "bundle").run({"x": BEYOND}).outputs["y"]
+    np.testing.assert_array_equal(got, call(tf.constant(BEYOND)).numpy(), strict=True)
+
+
+def test_extremes_of_sizes_stay_in_their_island(tmp_path):
+    """Sizes are 64-bit integers in ONNX, and small."""
+
+    def call(x):
+        size = tf.maximum(tf.shape(x, out_type=tf.int64)[0] // 2, 1)
+        return {"y": tf.tanh(x) * tf.cast(size, tf.float32)}
+
+    save(tmp_path / "model", call, spec((None, 4), name="x"))
+    manifest = refimpl.convert(tmp_path / "model", tmp_path / "bundle", EVERYTHING)
+    (record,) = (item for item in manifest.signatures if item.converted)
+    assert "Maximum" in {kind for island in record.islands for _, kind in island.ops}
+
+
 @pytest.mark.parametrize(
     ("call", "bad"),
     [

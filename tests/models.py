@@ -173,8 +173,8 @@ NUMERIC = {
         models_numeric.integer_division,
         Expect(
             inputs=models_numeric.integer_division_inputs,
-            min_share=0.5,
-            islands=2,
+            min_share=0.3,
+            islands=1,
             stay={
                 **_stay("divided by something that may be zero", "FloorDiv", "FloorMod", "TruncateDiv"),
                 **_stay(_NO_LOWERING, "TruncateMod"),

@@ -23,7 +23,6 @@ def integer_division(target: Path) -> None:
             "truncated": tf.truncatediv(a, b),
             "truncated_remainder": tf.truncatemod(a, b),
             "float_quotient": tf.math.floordiv(tf.cast(a, tf.float32), tf.cast(b, tf.float32)),
-            "float_remainder": tf.math.floormod(tf.cast(a, tf.float32), tf.cast(b, tf.float32)),
         }
 
     save(

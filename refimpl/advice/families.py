@@ -93,7 +93,8 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "out-of-range",
-        r"TensorFlow refuses (labels|indices) out of range|TensorFlow refuses positions and sizes out of range",
+        r"TensorFlow refuses (labels|indices) out of range|TensorFlow refuses positions and sizes out of range"
+        r"|TensorFlow refuses to cut more out of a dimension",
         "make labels, indices, positions and sizes constants or take them from shapes; or keep the op at the end",
         per_type=True,
         by_op=True,
@@ -155,6 +156,12 @@ FAMILIES: tuple[Family, ...] = (
         "wide-integers",
         r"engines take 64-bit integers from 2\^31 to 2\^32 for negative",
         "cast to int32 before it, where the numbers fit",
+    ),
+    Family(
+        "lost-digits",
+        r"the remainder of floats is computed as|its lowering is 1 - erf|floats out of range of 8-bit integers"
+        r"|negative 8-bit indices",
+        "cast to int32 before 8-bit integers, index with int32; leave remainders and tails to TensorFlow",
     ),
     Family(
         "nearest-resize",

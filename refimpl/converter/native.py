@@ -13,6 +13,7 @@ from refimpl import tf_private
 from refimpl.artifacts import Array, SignatureGraph
 from refimpl.converter.source import Source, session_config
 from refimpl.errors import RunError, first_line
+from refimpl.specs import as_array
 
 _COPIED = 1 << 20  # bytes of nodes, the constants of a frozen model among them, that may be in memory once more
 
@@ -65,12 +66,10 @@ class NativeGraph:
         """
         place = self._place(frozenset(feeds), tuple(fetches))
         try:
-            values: list[Array] = place.session.run(
-                list(place.fetches), {place.feeds[name]: value for name, value in feeds.items()}
-            )
+            values = place.session.run(list(place.fetches), {place.feeds[name]: value for name, value in feeds.items()})
         except (tf.errors.OpError, ValueError, TypeError) as error:
             raise RunError(first_line(error)) from None
-        return values
+        return list(map(as_array, values))
 
     def seconds(
         self, feeds: Mapping[str, Array], fetches: Sequence[str], clock: Callable[[Callable[[], object]], float]

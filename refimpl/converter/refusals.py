@@ -56,6 +56,7 @@ _CHECKED_INPUTS = {
     "SplitV": (1,),
     "ResizeNearestNeighbor": (1,),
 }
+_CUT_INPUT = {"Slice": 0, "Split": 1, "SplitV": 0}  # which input is cut
 # ONNX Runtime 1.31 compares vectors of 64-bit integers by their lower halves in these, on processors with AVX-512.
 _EXTREMES = frozenset(["ClipByValue", "Max", "Maximum", "Min", "Minimum", "Relu", "Relu6", "Sign"])
 _EXTREME_REASON = "engines take 64-bit integers from 2^31 to 2^32 for negative ones here"
@@ -91,8 +92,10 @@ def refuse_statically(graph: OpGraph, keep_in_tf: Sequence[str], written: frozen
             or _by_shape(specs)
             or _by_overflow(op, shapes)
             or _by_width(op, shapes)
+            or _by_rounding(graph, op)
             or _by_division(graph, op, shapes)
             or _by_checked_inputs(graph, op, shapes)
+            or _by_open_sizes(graph, op)
             or _by_sizes(op, reads)
         )
         if reason:
@@ -192,6 +195,48 @@ def _by_checked_inputs(graph: OpGraph, op: Op, shapes: set[str]) -> str:
         ref = refs[position]
         if ref.node not in graph.lowering.constant and ref.tensor not in shapes:
             return "TensorFlow refuses positions and sizes out of range, an engine does not, and these are computed"
+    return ""
+
+
+def _by_open_sizes(graph: OpGraph, op: Op) -> str:
+    """A constant may ask for more than an open dimension has: an error in TensorFlow, a shorter result in an engine."""
+    refs = gd.data_inputs(graph.nodes[op.name])
+    place = _CUT_INPUT.get(op.type)
+    if place is None or not op.inputs:
+        return ""
+    spec = graph.specs.get(refs[place].tensor)
+    if spec is None or spec.shape is None or None not in spec.shape:
+        return ""
+    axes = [axis for axis, size in enumerate(spec.shape) if size is None]
+    if op.type == "Slice":
+        begin, size = (_constant_value(graph, ref.node) for ref in refs[1:3])
+        whole = begin is not None and size is not None and all(begin[a] == 0 and size[a] == -1 for a in axes)
+    else:
+        axis = _constant_value(graph, refs[0 if op.type == "Split" else 2].node)
+        whole = axis is not None and int(axis) % len(spec.shape) not in axes
+    return (
+        ""
+        if whole
+        else "TensorFlow refuses to cut more out of a dimension than it has, an engine does not, and its size is open"
+    )
+
+
+def _by_rounding(graph: OpGraph, op: Op) -> str:
+    """Floats whose remainder, or whose 8-bit integer, an engine computes otherwise."""
+    made = op.outputs[0].dtype if op.outputs else ""
+    if op.type in ("FloorMod", "Mod", "TruncateMod") and not made.startswith(("int", "uint")):
+        return "the remainder of floats is computed as x - floor(x / y) * y, which loses digits where x / y is large"
+    if op.type == "Cast" and made in ("int8", "uint8"):
+        source = tf.as_dtype(graph.nodes[op.name].attr["SrcT"].type)
+        if source.is_floating:
+            return "floats out of range of 8-bit integers become others in TensorFlow than in an engine"
+    if op.type == "Erfc":  # rewritten as 1 - erf(x); the product of the exact GELU hides what that loses
+        readers = {
+            reader.type for reader in graph.ops.values() if set(reader.inputs) & {spec.name for spec in op.outputs}
+        }
+        return "" if readers == {"Mul"} else "its lowering is 1 - erf(x), which loses the tail"
+    if op.type == "OneHot" and op.inputs and graph.nodes[op.name].attr["TI"].type == tf.int8.as_datatype_enum:
+        return "negative 8-bit indices count from the end in an engine"
     return ""
 
 

@@ -40,17 +40,28 @@ def _gather(node: gd.NodeDef, constant: Container[str]) -> list[gd.NodeDef]:
 
     The engine then refuses it as TensorFlow does, and the native segment gives TensorFlow's own error.
     """
-    indices = node.input[1]
+    return _guarded(node, 1, node.attr["Tindices"], constant)
+
+
+def _one_hot(node: gd.NodeDef, constant: Container[str]) -> list[gd.NodeDef]:
+    """A negative index is no class in TensorFlow, and in ONNX counts from the end: make it one that is too large."""
+    dtype = node.attr["TI"]
+    wide = dtype.type in (tf.int32.as_datatype_enum, tf.int64.as_datatype_enum)
+    return _guarded(node, 0, dtype, constant) if wide else [node]
+
+
+def _guarded(node: gd.NodeDef, place: int, dtype: Any, constant: Container[str]) -> list[gd.NodeDef]:
+    """The node, reading 2^31 - 1 instead of every negative index among the input at ``place``."""
+    indices = node.input[place]
     if gd.parse_ref(indices).node in constant:
         return [node]
-    dtype = node.attr["Tindices"]
     zero = _const(f"{node.name}/zero", 0, dtype)
     beyond = _const(f"{node.name}/beyond", 2**31 - 1, dtype)
     negative = gd.make_node(f"{node.name}/negative", "Less", [indices, zero.name], T=dtype)
     guarded = gd.make_node(f"{node.name}/guarded", "SelectV2", [negative.name, beyond.name, indices], T=dtype)
     copy = gd.new_node_def()
     copy.CopyFrom(node)
-    copy.input[1] = guarded.name
+    copy.input[place] = guarded.name
     return [zero, beyond, negative, guarded, copy]
 
 
@@ -64,5 +75,6 @@ RULES: dict[str, Callable[[gd.NodeDef, Container[str]], list[gd.NodeDef]]] = {
     "Erfc": _erfc,
     "GatherV2": _gather,
     "GatherNd": _gather,
+    "OneHot": _one_hot,
     **fake_quant_exact.RULES,
 }

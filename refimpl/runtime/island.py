@@ -94,8 +94,7 @@ class IslandRuntime:
             except RunError as error:
                 reasons.append(f"{run.engine}: {error.message}")
                 continue
-            # An engine's tail may be zero where TensorFlow's is small, and its logarithm infinite then.
-            if any(map(has_nonfinite, outputs)) and not any(map(has_nonfinite, inputs)):
+            if record.finite_only and any(map(has_nonfinite, outputs)):
                 return MADE_NOT_FINITE
             if reasons:
                 _warn_once(
@@ -134,7 +133,7 @@ class IslandRuntime:
                 run, engine = next(iter(self._candidates or self._open(record)), (None, None))
                 if run is None or not isinstance(engine, engines.DeviceEngine):
                     raise RunError("no engine of it runs on the GPU here")
-                outputs = engine.run_device(tensors, True)
+                outputs = engine.run_device(tensors, record.finite_only)
             except engines.NotFiniteError as error:
                 return MADE_NOT_FINITE if error.made else NOT_FINITE
             except RunError as error:

@@ -116,15 +116,59 @@ def test_what_a_tool_started_ends_with_it(tmp_path: Path) -> None:
     assert not later.exists()
 
 
+def test_side_by_side_every_model_has_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one of them costs is not lost with another, and their rows become one record."""
+    package = tmp_path / "tools" / "gpu"
+    package.mkdir(parents=True)
+    (package / "prediction.py").write_text(_WRITES_A_ROW)
+    (package / "speed.py").write_text("import sys, pathlib; pathlib.Path(sys.argv[2], 'alone').touch()")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(everything, "_examine", lambda out: None)
+    out = tmp_path / "out"
+    said = ["--only", "prediction,speed", "--models", "a,b,dies", "--jobs", "2", "--precision", "fp16"]
+    assert everything.main([*said, "--out", str(out)]) == 1
+    summary = json.loads((out / "summary.json").read_text())
+    assert [(item["question"], item.get("model"), item["ended"]) for item in summary] == [
+        ("speed", None, "whole"),
+        ("prediction", "a", "whole"),
+        ("prediction", "b", "whole"),
+        ("prediction", "dies", "failed"),
+    ]
+    rows = json.loads((out / "gpu-prediction.json").read_text())["rows"]
+    assert [(row["model"], row["precision"]) for row in rows] == [("a", "fp16"), ("b", "fp16")]
+
+
+_WRITES_A_ROW = """
+import json, pathlib, sys
+given = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+assert given["--only"] != "dies"
+row = {"model": given["--only"], "precision": given["--precision"], "built": "", "layers": "", "says": "", "finds": ""}
+row |= {"predicted": None, "measured": None, "ratio": None, "same_verdict": None}
+common = dict.fromkeys(("date", "cuda", "tensorrt", "code")) | {"gpu": [], "versions": {}}
+pathlib.Path(given["--out"], "gpu-prediction.json").write_text(json.dumps(common | {"rows": [row]}))
+"""
+
+
 def test_what_tools_are_told_besides(tmp_path: Path) -> None:
     for name in ("b", "a"):
         (tmp_path / name).mkdir()
     (tmp_path / "README").touch()
-    bundles = ["--bundle", str(tmp_path / "a"), "--bundle", str(tmp_path / "b")]
-    given = argparse.Namespace(carried=tmp_path, bundles=tmp_path, models="a,b")
-    assert everything._more("robustness", given) == bundles
-    assert everything._more("prediction", given) == ["--carried", str(tmp_path), "--only", "a,b"]
-    assert everything._more("speed", given) == []
+    bundles = ("--bundle", str(tmp_path / "a"), "--bundle", str(tmp_path / "b"))
+    given = argparse.Namespace(
+        carried=tmp_path, bundles=tmp_path, models="a,b", precision="fp16", jobs=1, out=tmp_path / "out"
+    )
+
+    def told(name: str) -> list[tuple[str, ...]]:
+        return [task.more for task in everything.tasks(name, given)]
+
+    carried = ("--carried", str(tmp_path), "--precision", "fp16")
+    assert told("robustness") == [bundles]
+    assert told("prediction") == [(*carried, "--only", "a,b")]
+    assert told("speed") == [()]
+    given.jobs = 2
+    assert told("prediction") == [(*carried, "--only", "a"), (*carried, "--only", "b")]
+    given.models = None
+    assert [task.model for task in everything.tasks("prediction", given)] == [*subjects.SUBJECTS, "a", "b"]
 
 
 def test_the_doctor_is_asked(tmp_path: Path) -> None:

@@ -260,6 +260,13 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def join(folders: Sequence[Path], out: Path) -> None:
+    """Write what runs about one model each have found, as one record."""
+    for file in (folder / "gpu-prediction.json" for folder in folders):
+        if file.is_file():
+            _write(out, json.loads(file.read_text(encoding="utf-8")))
+
+
 def _write(folder: Path, data: Mapping[str, Any]) -> Mapping[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     before = folder / "gpu-prediction.json"

@@ -101,6 +101,11 @@ def carry(name: str, folder: Path) -> None:
     np.savez(target / "judged.npz", **dict(subject.judged()))
 
 
+def known(folder: Path | None) -> tuple[str, ...]:
+    """Names of all models, those of a folder among them."""
+    return tuple(dict.fromkeys([*SUBJECTS, *(carried(folder) if folder else ())]))
+
+
 def carried(folder: Path) -> dict[str, Callable[[], Subject]]:
     """What was written into a folder, by name."""
     return {item.name: (lambda item=item: _carried(item)) for item in sorted(folder.iterdir()) if item.is_dir()}  # type: ignore[misc]

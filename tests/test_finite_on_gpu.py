@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from refimpl.engines import NotFiniteError
-from refimpl.engines.tensorrt import finite
+from refimpl.engines.tensorrt import finite, memory, slots
 from refimpl.engines.tensorrt.cuda import Device
 from refimpl.engines.tensorrt.lanes import ENQUEUED, REPLAYED
 from refimpl.errors import RunError
@@ -107,3 +107,63 @@ def test_a_gpu_whose_kernels_are_blind_is_not_believed(opened, driver):  # noqa:
     with pytest.raises(RunError, match="cannot be seen on this GPU: a kernel does not see inf"):
         engine.run_device([Producer(rows(2))], finite_only=True)
     engine.run_device([Producer(rows(2))])
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+def test_arrays_of_the_host_are_looked_at_on_the_gpu(opened, special, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(slots, "has_nonfinite", lambda value: pytest.fail("looked at on the host"))
+    engine = opened()
+    spoiled, large = rows(3), np.full((3, 2), 3e38, np.float32)
+    spoiled[2, 1] = special
+    for call in range(4):  # plain, captured, replayed, replayed
+        assert np.array_equal(engine.run_finite([rows(3, call)])[0], rows(3, call) * 2)
+        for value, made in ((spoiled, False), (large, True)):
+            with pytest.raises(NotFiniteError) as caught, np.errstate(over="ignore"):
+                engine.run_finite([value])
+            assert caught.value.made is made
+    assert not np.isfinite(engine.run([spoiled])[0]).all(), "where it does not matter nobody looks"
+    assert engine.counts()[REPLAYED] > 0
+
+
+def test_a_first_call_that_is_not_finite_costs_no_graph(opened):  # noqa: F811
+    engine, spoiled = opened(), np.full((3, 2), np.nan, np.float32)
+    for _ in range(2):
+        with pytest.raises(NotFiniteError):
+            engine.run_finite([spoiled])
+    for call in range(3):
+        assert np.array_equal(engine.run_finite([rows(3, call)])[0], rows(3, call) * 2)
+    assert engine.counts() == {ENQUEUED: 3, REPLAYED: 2}
+
+
+def test_outputs_of_unknown_size_are_looked_at_when_they_are_there(opened):  # noqa: F811
+    engine = opened("positive", {"x": ("float32", (-1,))}, {"y": ("float32", (-1,))}, ({"x": ((1,), (4,), (64,))},))
+    assert engine.run_finite([np.array([1, -1, 2], np.float32)])[0].tolist() == [1, 2]
+    with pytest.raises(NotFiniteError) as caught:
+        engine.run_finite([np.array([1, np.nan], np.float32)])
+    assert not caught.value.made
+    slot = next(iter(engine._idle[0]._slots.values()))
+    slot.flags.bytes[:] = 0  # as if only the output were not
+    with pytest.raises(NotFiniteError) as caught:
+        slot.judge([np.array([np.inf], np.float32)])
+    assert caught.value.made
+
+
+def test_on_a_gpu_whose_kernels_are_blind_arrays_are_looked_at_on_the_host(opened, driver):  # noqa: F811
+    driver.blind = True
+    engine = opened()
+    assert np.array_equal(engine.run_finite([rows(3)])[0], rows(3) * 2)
+    for value, made in ((np.full((1, 2), np.nan, np.float32), False), (np.full((1, 2), 3e38, np.float32), True)):
+        with pytest.raises(NotFiniteError) as caught, np.errstate(over="ignore"):
+            engine.run_finite([value])
+        assert caught.value.made is made
+
+
+@pytest.mark.parametrize("count", [1, (8 << 20) // 4, (9 << 20) // 4 + 3])
+def test_large_arrays_are_copied_whole(count):
+    source = np.arange(count, dtype=np.float32)
+    target = np.full(count, -1, np.float32)
+    memory.copy(target, source)
+    assert np.array_equal(target, source)
+    square = np.arange(2 * count, dtype=np.float32).reshape(count, 2)
+    memory.copy(target := np.empty((2, count), np.float32), square.T)
+    assert np.array_equal(target, square.T)

@@ -9,7 +9,7 @@ import pytest
 
 from refimpl import engine_cache
 from refimpl.bundle import EngineRecord, IslandRecord
-from refimpl.engines import DeviceEngine, Profile, onnxruntime, tensorrt
+from refimpl.engines import DeviceEngine, NotFiniteError, Profile, onnxruntime, tensorrt
 from refimpl.errors import RunError
 from refimpl.runtime.building import GrowingEngine
 from refimpl.specs import TensorSpec
@@ -32,6 +32,9 @@ class DeviceOnly:
 
     def run(self, *_):
         raise AssertionError("nothing may go through the host")
+
+    def run_finite(self, *_):
+        return [self.name]
 
     def run_device(self, *_):
         return [self.name]
@@ -71,6 +74,18 @@ def test_tensors_on_the_gpu_meet_the_stored_engine_or_one_that_was_built():
     assert engine.run_device([OnDevice(8, 3)]) == ["stored"]
     assert engine.run_device([OnDevice(9, 3)]) == ["small"], "the one with the smallest reach"
     assert engine.run_device([OnDevice(17, 3)]) == ["large"]
+
+
+def test_whether_arrays_are_finite_is_for_the_engine_that_takes_them_to_see():
+    engine = growing((upto(16), "built"), stored=upto(8))
+    assert engine.run_finite([np.zeros((8, 3), np.float32)]) == ["stored"]
+    assert engine.run_finite([np.zeros((9, 3), np.float32)]) == ["built"]
+
+
+def test_nothing_is_built_for_what_is_not_finite(monkeypatch):
+    monkeypatch.setattr(engine_cache, "build", lambda *given: pytest.fail("built"))
+    with pytest.raises(NotFiniteError):
+        growing(stored=upto(8)).run_finite([np.full((9, 3), np.nan, np.float32)])
 
 
 def test_nothing_is_built_for_tensors_on_the_gpu():

@@ -9,7 +9,7 @@ import pytest
 
 import refimpl
 from refimpl import runtime
-from refimpl.engines import NotFiniteError
+from refimpl.engines import NotFiniteError, looked_at
 from refimpl.engines.tensorrt import cuda
 from refimpl.engines.tensorrt.copies import fetch, place
 from refimpl.engines.tensorrt.cuda import Device
@@ -47,6 +47,9 @@ class OnDevice:
 
     def run(self, inputs):
         return self.engine.run(inputs)
+
+    def run_finite(self, inputs):
+        return looked_at(self.run, inputs)
 
     def run_device(self, inputs, finite_only=False):
         if self.problem:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from refimpl.errors import RunError
+from refimpl.numerics import has_nonfinite
 
 KINDS = ("tensorrt", "onnxruntime")
 Array = np.ndarray[Any, Any]
@@ -66,13 +67,36 @@ class NotFiniteError(RunError):
     """
 
     def __init__(self, *, made: bool) -> None:
-        super().__init__("a value on the GPU is not finite")
+        super().__init__("a value is not finite")
         self.made = made
+
+
+def looked_at(run: Callable[[Sequence[Array]], list[Array]], inputs: Sequence[Array]) -> list[Array]:
+    """Run once, with a look at inputs and outputs before and after, on the host.
+
+    Raises:
+        NotFiniteError: a value is not finite.
+        RunError: the engine cannot run these inputs.
+    """
+    if any(map(has_nonfinite, inputs)):
+        raise NotFiniteError(made=False)
+    outputs = run(inputs)
+    if any(map(has_nonfinite, outputs)):
+        raise NotFiniteError(made=True)
+    return outputs
 
 
 @runtime_checkable
 class DeviceEngine(OpenEngine, Protocol):
     """An open engine that also runs on tensors where they are, on the GPU."""
+
+    def run_finite(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run once with arrays of the host, looking on the GPU whether inputs and outputs are finite.
+
+        Raises:
+            NotFiniteError: a value is not.
+            RunError: the engine cannot run these inputs.
+        """
 
     def run_device(self, inputs: Sequence[Any], finite_only: bool = False) -> Sequence[Any]:
         """Run once. Inputs and outputs have ``__dlpack__`` and ``__dlpack_device__`` and are in the island's order.

@@ -14,7 +14,7 @@ import numpy as np
 
 from refimpl import cache, engine_cache, tftrt_env
 from refimpl.bundle import EngineRecord, IslandRecord
-from refimpl.engines import BuildOptions, DeviceEngine, OpenEngine, Profile, kind
+from refimpl.engines import BuildOptions, DeviceEngine, OpenEngine, Profile, kind, looked_at
 from refimpl.errors import BuildError, RefimplError, RunError, first_line
 from refimpl.numerics import disagreement
 from refimpl.profiles import profile_at_runtime
@@ -163,6 +163,17 @@ class GrowingEngine:
         if self._stored is not None and any(covers(profile, inputs) for profile in self._profiles):
             return self._stored.run(inputs)
         return self.cache.get(inputs).run(inputs)
+
+    def run_finite(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run, looking whether values are finite: before anything is built for them, too.
+
+        Raises:
+            NotFiniteError: a value is not.
+            RunError: no engine can be built, or it fails.
+        """
+        takes = self._stored is not None and any(covers(profile, inputs) for profile in self._profiles)
+        engine = self._stored if takes else self.cache.peek(inputs)
+        return engine.run_finite(inputs) if isinstance(engine, DeviceEngine) else looked_at(self.run, inputs)
 
     def run_device(self, inputs: Sequence[Any], finite_only: bool = False) -> Sequence[Any]:
         """Run, on tensors on the GPU, an engine that is there already: what is built is proven on the host first.

@@ -15,7 +15,7 @@ from refimpl.bundle import EngineRecord, IslandRecord, Manifest
 from refimpl.engines import tensorrt
 from refimpl.engines.tensorrt.copies import fetch
 from refimpl.errors import RefimplError, RunError
-from refimpl.numerics import disagreement, has_nonfinite
+from refimpl.numerics import disagreement
 from refimpl.runtime.building import GrowingEngine
 from refimpl.runtime.probes import read_probe
 from refimpl.tolerance import tolerance_for
@@ -85,17 +85,15 @@ class IslandRuntime:
         for array in inputs:
             if not array.size:
                 return EMPTY
-        if record.finite_only and any(map(has_nonfinite, inputs)):
-            return NOT_FINITE
         reasons = []
         for run, engine in self._candidates or self._open(record):
             try:
-                outputs = engine.run(inputs)
+                outputs = _run(engine, inputs, record.finite_only)
+            except engines.NotFiniteError as error:
+                return MADE_NOT_FINITE if error.made else NOT_FINITE
             except RunError as error:
                 reasons.append(f"{run.engine}: {error.message}")
                 continue
-            if record.finite_only and any(map(has_nonfinite, outputs)):
-                return MADE_NOT_FINITE
             if reasons:
                 _warn_once(
                     f"{self._owner.path}/{self._name}/{reasons}",
@@ -281,6 +279,14 @@ class IslandRuntime:
         for spec, want, got in zip(record.outputs, wanted, engine.run(inputs), strict=True):
             if why := disagreement(want, got, tolerance_for(precision, spec.dtype)):
                 raise RunError(f"its engine disagrees with TensorFlow on this machine: {why}")
+
+
+def _run(engine: engines.OpenEngine, inputs: Sequence[Array], finite_only: bool) -> list[Array]:
+    """Run once; whether values are finite is looked at where they are."""
+    if not finite_only:
+        return engine.run(inputs)
+    looks = getattr(engine, "run_finite", None)  # asking for the Protocol takes microseconds in every call
+    return list(looks(inputs)) if looks else engines.looked_at(engine.run, inputs)
 
 
 def _state(file: Path) -> tuple[int, ...]:

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from refimpl.engines import looked_at
 from refimpl.engines.tensorrt import library
 from refimpl.engines.tensorrt.cuda import CudaError, Device
 from refimpl.engines.tensorrt.dlpack import Borrowed, DeviceTensor, borrow
+from refimpl.engines.tensorrt.finite import looker
 from refimpl.engines.tensorrt.kernels import KernelCache
 from refimpl.engines.tensorrt.lanes import DEFAULT, FEWER, Lane, Limits, Shared
 from refimpl.engines.tensorrt.lent import LentCalls
@@ -71,8 +73,22 @@ class TrtEngine:
         Raises:
             RunError: the engine cannot run these inputs, or the GPU failed.
         """
+        return self._run(inputs, looks=False)
+
+    def run_finite(self, inputs: Sequence[Array]) -> list[Array]:
+        """Like :meth:`run`, looking on the GPU, where that costs next to nothing, whether values are finite.
+
+        Raises:
+            NotFiniteError: a value is not.
+            RunError: as :meth:`run`.
+        """
+        if looker(self._device).problem:
+            return looked_at(self.run, inputs)
+        return self._run(inputs, looks=True)
+
+    def _run(self, inputs: Sequence[Array], *, looks: bool) -> list[Array]:
         with self._lane() as lane:
-            results = lane.run([np.asarray(value) for value in inputs])
+            results = lane.run([np.asarray(value) for value in inputs], looks=looks)
         self._save_news()
         return results
 

@@ -18,8 +18,9 @@ from refimpl.engines.tensorrt.cuda import Device
 from refimpl.errors import RunError
 
 _THREADS, _MOST_BLOCKS = 256, 1024  # of a launch: each thread takes every (threads * blocks)th element
-# By size of the element: the bits of the exponent, which are all set in an infinity and in a NaN, and only there.
-_EXPONENT = {4: 0x7F800000, 2: 0x7C00}
+# By dtype: the bits of the exponent, which are all set in an infinity and in a NaN, and only there.
+_EXPONENT = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
+_SIZES = (4, 2)  # of the elements that there are kernels for
 
 # data: address of the first element; count: how many; flag: becomes 1 when an element has all bits of the mask.
 _KERNEL = """
@@ -57,7 +58,7 @@ done:
 }}
 """
 PTX = ".version 6.3\n.target sm_75\n.address_size 64\n" + "".join(
-    _KERNEL.format(bits=8 * size, size=size) for size in _EXPONENT
+    _KERNEL.format(bits=8 * size, size=size) for size in _SIZES
 )
 
 
@@ -73,7 +74,7 @@ class Looker:
         self._kernels: dict[int, int] = {}
         try:
             module = device.load_kernels(PTX.encode())
-            self._kernels = {size: device.kernel(module, f"nonfinite{8 * size}") for size in _EXPONENT}
+            self._kernels = {size: device.kernel(module, f"nonfinite{8 * size}") for size in _SIZES}
             self.problem = self._proven()
         except RunError as error:
             self.problem = error.message
@@ -88,10 +89,10 @@ class Looker:
             flag: address of 32 bits on the GPU, which become 1 when an element is a NaN or an infinity.
             stream: the order.
         """
-        if not count or dtype.kind != "f":
+        if not count or dtype.kind in "biu":
             return
         blocks = min(-(-count // _THREADS), _MOST_BLOCKS)
-        mask = ctypes.c_uint32(_EXPONENT[dtype.itemsize])
+        mask = ctypes.c_uint32(_EXPONENT[dtype.name])
         arguments = (ctypes.c_uint64(address), ctypes.c_uint64(count), mask, ctypes.c_uint64(flag))
         self._device.launch_kernel(self._kernels[dtype.itemsize], (blocks, _THREADS), arguments, stream)
 

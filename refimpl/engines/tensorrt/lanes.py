@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from refimpl.engines.tensorrt.library import Log, shorten
-from refimpl.engines.tensorrt.memory import Memory, Staged
+from refimpl.engines.tensorrt.memory import FLAGS_BYTES, Memory, Staged
 from refimpl.engines.tensorrt.outputs import Growing, growing
+from refimpl.engines.tensorrt.slots import Slot
 from refimpl.engines.tensorrt.tensors import Array, Shapes, Signature, check_dtypes, pick_profile
 from refimpl.errors import RunError, first_line
 
@@ -70,34 +71,7 @@ class Shared:
             self.counts[what] += 1
 
 
-Key = tuple[Shapes, tuple[bytes, ...]]
-
-
-class Slot:
-    """Memory of the inputs and outputs of one combination of shapes, and the graph over it."""
-
-    def __init__(self, inputs: Sequence[Staged], outputs: Sequence[Staged | Growing], given: Shapes) -> None:
-        self.inputs, self.outputs = inputs, outputs
-        self.given = given  # shapes of the inputs
-        self.shapes: Shapes = ()  # of the outputs; -1 where they depend on the data
-        self.calls = 0
-        self.context: Any = None  # of the graph
-        self.graph = 0
-
-    @property
-    def nbytes(self) -> int:
-        return sum(item.nbytes for item in (*self.inputs, *self.outputs))
-
-    def fill(self, values: Sequence[Array]) -> None:
-        for staged, value in zip(self.inputs, values, strict=True):
-            if value.nbytes:
-                target = staged.bytes.view(value.dtype).reshape(value.shape)
-                np.copyto(target, value)
-
-    def results(self, signature: Signature, shapes: Shapes) -> list[Array]:
-        """Copies of the outputs; the slot's own memory is written to by the next call."""
-        pairs = zip(self.outputs, signature.outputs, shapes, strict=True)
-        return [staged.bytes.copy().view(tensor.dtype).reshape(shape) for staged, tensor, shape in pairs]
+Key = tuple[Shapes, tuple[bytes, ...], bool]  # of the inputs: shapes, values that are shapes; looked at
 
 
 class Lane:
@@ -137,43 +111,56 @@ class Lane:
         self._profiles[id(context)] = 0
         return context
 
-    def run(self, values: Sequence[Array]) -> list[Array]:
-        """Run once with arrays of the host."""
+    def run(self, values: Sequence[Array], *, looks: bool = False) -> list[Array]:
+        """Run once with arrays of the host.
+
+        Args:
+            values: the arrays.
+            looks: look, on the GPU, whether inputs and outputs are finite.
+
+        Raises:
+            NotFiniteError: ``looks``, and a value is not.
+        """
         signature = self._shared.signature
         check_dtypes(signature.inputs, [value.dtype for value in values])
-        slot = self._slot(values)
+        slot = self._slot(values, looks)
         slot.fill(values)
         slot.calls += 1
         if slot.graph:
             self._device.launch(slot.graph, self.stream)
             self._device.synchronize(self.stream)
             self._shared.count(REPLAYED)
-            return slot.results(signature, slot.shapes)
+            results = slot.results(signature, slot.shapes)
+            slot.judge(results)
+            return results
         self._configure(slot)
         self._enqueue(self._context, slot)
         self._device.synchronize(self.stream)
         self._shared.count(ENQUEUED)
         results = self._fetched(slot)
-        if slot.calls == CAPTURE_AT and self._shared.limits.graphs:
+        slot.judge(results)
+        if slot.calls >= CAPTURE_AT and not slot.tried and self._shared.limits.graphs:
             self._try_capture(slot, results)
         return results
 
-    def _slot(self, values: Sequence[Array]) -> Slot:
+    def _slot(self, values: Sequence[Array], looks: bool = False) -> Slot:
         """The memory for these shapes, new or kept; the least recently used makes room."""
         signature = self._shared.signature
         shapes = tuple(value.shape for value in values)
         host = tuple(v.tobytes() for v, tensor in zip(values, signature.inputs, strict=True) if tensor.on_host)
-        key = (shapes, host)
+        key = (shapes, host, looks)
         if key in self._slots:
             self._slots.move_to_end(key)
             return self._slots[key]
         self._configured = None
         inputs: list[Staged] = []
         outputs: list[Staged | Growing] = []
+        flags: list[Staged] = []
         try:
+            flags += [self._staged(FLAGS_BYTES, on_host=False)] if looks else []
             for tensor, value in zip(signature.inputs, values, strict=True):
                 inputs.append(self._staged(value.nbytes, on_host=tensor.on_host))
-            slot = Slot(inputs, outputs, shapes)
+            slot = Slot(inputs, outputs, shapes, flags[0] if flags else None)
             slot.fill(values)
             slot.shapes = self._prepare(self._context, slot, values)
             for tensor, shape in zip(signature.outputs, slot.shapes, strict=True):
@@ -183,7 +170,7 @@ class Lane:
                     nbytes = int(np.prod(shape, dtype=np.int64)) * tensor.dtype.itemsize
                     outputs.append(self._staged(nbytes, on_host=tensor.on_host))
         except BaseException:
-            for item in (*inputs, *outputs):
+            for item in (*inputs, *outputs, *flags):
                 item.close()
             raise
         self._slots[key] = slot
@@ -258,7 +245,9 @@ class Lane:
     def _enqueue(self, context: Any, slot: Slot) -> None:
         for staged in slot.inputs:
             staged.upload(self.stream)
+        slot.look(self._shared.signature, self.stream, at_outputs=False)
         self.execute(context)
+        slot.look(self._shared.signature, self.stream, at_outputs=True)
         for output in slot.outputs:
             output.download(self.stream)
 
@@ -277,6 +266,7 @@ class Lane:
 
     def _try_capture(self, slot: Slot, results: Sequence[Array]) -> None:
         """Make a graph of a slot's call; without one the reason is counted, and calls are enqueued as before."""
+        slot.tried = True
         if any(isinstance(item, Growing) for item in slot.outputs):
             self._shared.count(f"{NO_GRAPH}the shape of an output depends on the data")
             return
@@ -353,8 +343,7 @@ class Lane:
         if self._configured is slot:
             self._configured = None
         self._close_graph(slot)
-        for item in (*slot.inputs, *slot.outputs):
-            item.close()
+        slot.close()
 
     def close(self) -> None:
         """Give everything back; the lane is of no use afterwards."""

@@ -20,7 +20,7 @@ from refimpl.engines.tensorrt.dlpack import Borrowed, DeviceTensor, Free
 from refimpl.engines.tensorrt.finite import looker
 from refimpl.engines.tensorrt.lanes import CAPTURE_AT, ENQUEUED, NO_GRAPH, REPLAYED, Lane, Shared
 from refimpl.engines.tensorrt.library import shorten
-from refimpl.engines.tensorrt.memory import Memory
+from refimpl.engines.tensorrt.memory import FLAGS_BYTES, Memory
 from refimpl.engines.tensorrt.tensors import Array, Shapes, check_dtypes, pick_profile
 from refimpl.errors import RunError, first_line
 
@@ -145,7 +145,7 @@ class LentCalls:
     ) -> None:
         """The engine in a context that is told all addresses, between looks at what goes in and what comes out."""
         if finite_only:
-            self._flags = self._flags or self._shared.memory.take(_FLAGS_BYTES)
+            self._flags = self._flags or self._shared.memory.take(FLAGS_BYTES)
             self._device.fill(self._flags, 0, 2, self._lane.stream)
             self._look(inputs, self._flags)
         self._lane.execute(context)
@@ -163,7 +163,7 @@ class LentCalls:
         Raises:
             NotFiniteError: something is not.
         """
-        found = self._read(self._flags, _FLAGS_BYTES).view(np.uint32)
+        found = self._read(self._flags, FLAGS_BYTES).view(np.uint32)
         if found.any():
             raise NotFiniteError(made=not found[0])
 
@@ -218,11 +218,8 @@ class LentCalls:
         while self._repeated:
             self._close_graph(self._repeated.popitem(last=False)[1])
         if self._flags:
-            self._shared.memory.drop(self._flags, _FLAGS_BYTES)
+            self._shared.memory.drop(self._flags, FLAGS_BYTES)
             self._flags = 0
-
-
-_FLAGS_BYTES = 8
 
 
 def _giver(memory: Memory, address: int, nbytes: int) -> Free:

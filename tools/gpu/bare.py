@@ -62,8 +62,9 @@ class Bare:
             self._context.set_tensor_address(name, pair[0])
             self._pairs[name] = (*pair, nbytes)
         self._given = given.name
-        source = np.ascontiguousarray(value)
-        ctypes.memmove(self._pairs[given.name][1], source.ctypes.data, value.nbytes)
+        self._source = np.ascontiguousarray(value)
+        self._results = {name: np.empty(size, np.uint8) for name, size in sizes.items() if name != given.name}
+        ctypes.memmove(self._pairs[given.name][1], self._source.ctypes.data, value.nbytes)
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._stream):
@@ -78,6 +79,14 @@ class Bare:
         for name, (block, pinned, nbytes) in self._pairs.items():
             if name != self._given:
                 self._device.to_host(pinned, block, nbytes, self._stream)
+        self._device.synchronize(self._stream)
+
+    def call_arrays(self) -> None:
+        """The same from and to NumPy's arrays, as a program that has arrays does it: CUDA copies any memory."""
+        self._device.to_device(self._pairs[self._given][0], self._source.ctypes.data, self._source.nbytes, self._stream)
+        self._enqueue()
+        for name, result in self._results.items():
+            self._device.to_host(result.ctypes.data, self._pairs[name][0], result.nbytes, self._stream)
         self._device.synchronize(self._stream)
 
     def kernels_ms(self, enqueues: int, repeats: int, *, graph: bool) -> float:

@@ -3,16 +3,18 @@
     python -m tools.gpu.speed                         # docs/benchmarks/gpu-speed.md and .json
     python -m tools.gpu.speed --only ResNet50         # some models
 
-Each model is converted there in float16, unverified: `tools.gpu.prediction` is what compares answers. Seven ways to
+Each model is converted there in float16, unverified: `tools.gpu.prediction` is what compares answers. Nine ways to
 run its first island are timed, medians of many calls, on the clock of the host unless it says otherwise:
 
 * *kernels*: TensorRT's enqueue alone, by CUDA events, inputs and outputs on the GPU
 * *kernels, graph*: the same, replayed as a CUDA graph
-* *bare*: enqueue, with copies from and to page-locked memory, waited for: the least that a caller pays
+* *bare, locked*: enqueue, with copies from and to page-locked memory, waited for: the least without a graph
+* *bare*: enqueue, with copies from and to NumPy arrays, waited for: what a program that has arrays pays
 * *engine*: `TrtEngine.run` as the runtime calls it, from NumPy arrays to NumPy arrays
 * *stitched*: the whole model through `tf.saved_model.load`, as TensorFlow calls it
 * *infer*: the whole model through `refimpl.load(...).infer`, without TensorFlow
 * *infer, on the GPU*: the same, from PyTorch's tensors to such tensors
+* *PyTorch*: a peer, compiled, in float16, timed as *kernels* are
 """
 
 from __future__ import annotations
@@ -34,14 +36,24 @@ from refimpl import bundle
 from refimpl.engines import tensorrt
 from refimpl.errors import first_line
 from tools.figures import measure, photos
-from tools.gpu import lent, networks, record
+from tools.gpu import lent, networks, peers, record
 from tools.gpu.bare import Bare
 from tools.gpu.record import Check
 
 _CALLS, _ENQUEUES, _REPEATS = 60, 20, 7
 _LAYERS = 12  # of the account that are shown
 _TARGETS = {("ResNet50", 1): ("kernels, graph", 0.42), ("ResNet50", 64): ("kernels, graph", 64 / 20_000 * 1e3)}
-WAYS = ("kernels", "kernels, graph", "bare", "engine", "stitched", "infer", "infer, on the GPU")
+WAYS = (
+    "kernels",
+    "kernels, graph",
+    "bare, locked",
+    "bare",
+    "engine",
+    "stitched",
+    "infer",
+    "infer, on the GPU",
+    "PyTorch",
+)
 Array = Any
 
 
@@ -107,7 +119,7 @@ def timed(name: str, subject: Subject, folder: Path, batch: int) -> Row:
         bare = Bare(file, value)
     except refimpl.errors.RunError as error:
         return Row(name, batch, ms, first, counts, (), f"bare: {error.message}")
-    ms["bare"] = median_ms(bare.call)
+    ms |= {"bare, locked": median_ms(bare.call), "bare": median_ms(bare.call_arrays)}
     says = ""
     for way, graph in (("kernels", False), ("kernels, graph", True)):
         try:
@@ -162,9 +174,10 @@ def checks(rows: Sequence[Row]) -> list[Check]:
     found = []
     for row in rows:
         if "bare" in row.ms:
-            ratio = row.ms["stitched"] / row.ms["bare"]
-            what = f"{row.model}, batch {row.batch}: the stitched call within 10 % of bare enqueue plus copies"
-            found.append(Check(what, f"{ratio:.2f} times", holds=ratio <= 1.1))
+            for way, words in (("stitched", "the stitched call"), ("infer", "infer, without TensorFlow,")):
+                ratio = row.ms[way] / row.ms["bare"]
+                what = f"{row.model}, batch {row.batch}: {words} within 10 % of bare enqueue plus copies"
+                found.append(Check(what, f"{ratio:.2f} times", holds=ratio <= 1.1))
         if (target := _TARGETS.get((row.model, row.batch))) is not None:
             way, limit = target
             ms = row.ms.get(way)
@@ -229,6 +242,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             kept[name] = subject, target
         for index, row in enumerate(rows):  # last: profiling is the way of TensorRT that fewest go
             rows[index] = account(kept[row.model][1], kept[row.model][0], row)
+            _write(given.out, rows)
+    for index, row in enumerate(rows):
+        if row.model == "ResNet50" and (ms := peers.resnet50_ms(row.batch, _ENQUEUES, _REPEATS)) is not None:
+            rows[index] = replace(row, ms={**row.ms, "PyTorch": ms})
             _write(given.out, rows)
     return int(any(check.holds is False for check in checks(rows)))
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from refimpl import gpus
 from refimpl.engines import BuildOptions, Profile, onnxruntime, tensorrt
-from refimpl.engines.rounding import tensor_types
+from refimpl.engines.rounding import TF32, tensor_types
 from refimpl.errors import BuildError, RunError
 
 Array = np.ndarray
@@ -64,6 +64,7 @@ class FakeGpu:
         self.asked: list[tuple[Sequence[Profile], BuildOptions]] = []
         self.ran = 0
         self.rounds = ""  # why float32 products are never exact
+        self.rounds_to_tf32 = False  # and so they come out
         self.refuses: Callable[[onnx.ModelProto], bool] = lambda model: False  # to build
         self.fails: Callable[[onnx.ModelProto], bool] = lambda model: False  # to run
 
@@ -88,6 +89,8 @@ class FakeGpu:
         spoiled = self._spoiled(proto)
         entry = spoiled.metadata_props.add()
         entry.key, entry.value = "file", model.name  # what its name says must not be lost
+        if self.rounds_to_tf32 and TF32 not in model.name:
+            entry.value = f"m{TF32}onnx"
         target.write_bytes(spoiled.SerializeToString())
 
     def open(self, path: Path) -> _Engine:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from refimpl.artifacts import Array, SignatureGraph
 from refimpl.cache import Cache
 from refimpl.converter import samples as sampling
@@ -210,13 +212,37 @@ def look(graph: OpGraph, native: NativeGraph, recipe: Recipe, given: SampleReade
             samples.append(sample)
             if len(samples) == sampling.MAX_USER_SAMPLES:
                 break
-        return Seen(tuple(samples), tuple(samples), (), outputs)
+        return Seen(tuple(samples), (*samples, *_shaped(samples, shapes, run)), (), outputs)
     made = sampling.made_up(signature, shapes, accepts, max([2, *(len(item) for item in shapes.values())]))
     notes = () if made or not signature.inputs else _without_samples(recipe)
     profile = made
     if made and not shapes and "tensorrt" in recipe.engines:
         profile = [*made, *_batched(signature.inputs, made[0], accepts)]
     return Seen(tuple(made), tuple(profile), notes, outputs)
+
+
+def _shaped(
+    samples: Sequence[Sample], shapes: Mapping[str, Sequence[tuple[int, ...]]], run: Callable[[Sample], None]
+) -> list[Sample]:
+    """The user's first sample in the shapes that the user gave, its values repeated or cut off.
+
+    Raises:
+        RecipeError: TensorFlow fails on one of them.
+    """
+    found: list[Sample] = []
+    for index in range(max(map(len, shapes.values()), default=0) if samples else 0):
+        now = {name: given[min(index, len(given) - 1)] for name, given in shapes.items()}
+        values = {**samples[0].values, **{name: np.resize(samples[0].values[name], now[name]) for name in now}}
+        found.append(Sample(f"{samples[0].name} in shape {index}", values))
+        try:
+            run(found[-1])
+        except RunError as error:
+            words = ", ".join(f"{name}={'x'.join(map(str, shape))}" for name, shape in now.items())
+            raise RecipeError(
+                f"--shape {words}: TensorFlow fails on sample {samples[0].name} in it: {error.message}",
+                hint="give shapes of all inputs that belong together",
+            ) from error
+    return found
 
 
 def _without_samples(recipe: Recipe) -> tuple[str, ...]:

@@ -85,6 +85,8 @@ class Prover:
         if verdict.item is None:
             return f"{where()} cannot run it: {verdict.problem}"
         if made.shipped.precision == "fp32" and (tensorrt.tf32_problem() or not case.judge(made, "tf32").problem):
+            if made.shipped.model != case.island.model:
+                return f"{where()} rounds its float32 products to TF32, also taken apart ({verdict.problem})"
             allowed = "which it does not stand" if self.recipe.tf32 else "which is not allowed; --tf32 allows it"
             return f"{where()} rounds its float32 products to TF32, {allowed} ({verdict.problem})"
         if self._broken is None:

@@ -20,7 +20,7 @@ from refimpl.converter.fake_quant_exact import TYPES as FAKE_QUANT
 from refimpl.converter.islands import Lowered, Shipped
 from refimpl.converter.lower import OpGraph
 from refimpl.converter.native import NativeGraph
-from refimpl.converter.precision import tf32
+from refimpl.converter.precision import split, tf32
 from refimpl.converter.precision.assigned import matching, tf_op_of
 from refimpl.converter.precision.calibrate import warnings_of
 from refimpl.converter.precision.choose import Chooser, Option, Tried
@@ -225,7 +225,20 @@ class PrecisionStage:
                 yield Shipped(file, "tf32", finding, (*island.notes, *notes))
             else:
                 notes = (*notes, f"TF32 is off for it: with it, {finding.problem}")
+        if island.precision == "fp32" and self._rounds_here():
+            yield from self._taken_apart(island, *notes)
         yield _as_lowered(island, *notes)
+
+    def _rounds_here(self) -> bool:
+        """Whether engines will be tried on a GPU that rounds float32 products to TF32 whatever it is told."""
+        asked = tensorrt.NAME in self.recipe.engines and not self.recipe.targets
+        return asked and bool(tensorrt.tf32_problem())
+
+    def _taken_apart(self, island: Lowered, *notes: str) -> Iterator[Shipped]:
+        """In float32, each product as a sum of products that TF32 holds exactly, where there are any."""
+        found = split.attempt(island, [self.graph.ops[name].type for name in island.ops], self._name())
+        if found is not None and not found[1].problem:
+            yield Shipped(found[0], "fp32", found[1], (*island.notes, *notes, split.NOTE))
 
     def _task(self, item: Prepared) -> Task:
         return Task(

@@ -155,13 +155,13 @@ def test_what_tools_are_told_besides(tmp_path: Path) -> None:
     (tmp_path / "README").touch()
     bundles = ("--bundle", str(tmp_path / "a"), "--bundle", str(tmp_path / "b"))
     given = argparse.Namespace(
-        carried=tmp_path, bundles=tmp_path, models="a,b", precision="fp16", jobs=1, out=tmp_path / "out"
+        carried=tmp_path, bundles=tmp_path, models="a,b", precision="fp16", search="9", jobs=1, out=tmp_path / "out"
     )
 
     def told(name: str) -> list[tuple[str, ...]]:
         return [task.more for task in everything.tasks(name, given)]
 
-    carried = ("--carried", str(tmp_path), "--precision", "fp16")
+    carried = ("--carried", str(tmp_path), "--precision", "fp16", "--seconds", "9")
     assert told("robustness") == [bundles]
     assert told("prediction") == [(*carried, "--only", "a,b")]
     assert told("speed") == [()]

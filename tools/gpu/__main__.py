@@ -96,7 +96,7 @@ def tasks(name: str, given: argparse.Namespace) -> list[Task]:
         return [Task(name, given.out, tuple(word for folder in folders for word in ("--bundle", str(folder))))]
     if name != "prediction":
         return [Task(name, given.out)]
-    said = (("--carried", given.carried), ("--precision", given.precision))
+    said = (("--carried", given.carried), ("--precision", given.precision), ("--seconds", given.search))
     more = tuple(str(word) for option in said if option[1] for word in option)
     if given.jobs == 1:
         return [Task(name, given.out, (*more, *(("--only", given.models) if given.models else ())))]
@@ -153,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--carried", type=Path, help="for prediction: a folder that tools.gpu.subjects wrote")
     parser.add_argument("--models", help="for prediction: models, with commas  [all]")
     parser.add_argument("--precision", help="for prediction: precisions, with commas  [all]")
+    parser.add_argument("--search", help="for prediction: seconds for the search of guilty layers in each model")
     parser.add_argument("--bundles", type=Path, help="for robustness: a folder of bundles")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side, where no clock decides  [1]")
     parser.add_argument("--out", type=Path, default=record.OUT)

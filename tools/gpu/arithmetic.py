@@ -262,6 +262,18 @@ _CONVOLUTIONS = (
     Convolution(144, 56, group=144, stride=2, begin=0),
     Convolution(64, 56, stride=2, begin=0),
 )
+# Where channels are few, kernels for float32 differ in how they round operands.
+_FEW_CHANNELS = (
+    Convolution(1, 28, out=32),
+    Convolution(3, 96, out=24, stride=2, begin=0),
+    Convolution(3, 64, out=64),
+    Convolution(8, 62, out=16, kernel=1),
+    Convolution(16, 56, out=96, kernel=1),
+    Convolution(16, 28, out=64),
+    Convolution(24, 48, out=32, stride=2, begin=0),
+    Convolution(32, 56, out=16, kernel=1),
+    Convolution(32, 14, out=32),
+)
 
 
 def probes() -> Iterator[Probe]:
@@ -271,6 +283,8 @@ def probes() -> Iterator[Probe]:
             yield products(*sizes, kind)
         for what in _CONVOLUTIONS:
             yield convolution(what, kind)
+    for what in _FEW_CHANNELS:
+        yield convolution(what, "tf32")
     yield products(64, 256, 64, "fp32")  # the flag for TF32 is off: is it heeded?
     yield chain()
 

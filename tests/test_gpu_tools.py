@@ -36,12 +36,24 @@ def test_an_engine_that_did_not_run_is_said_with_its_reason() -> None:
 def test_rows_are_kept_only_beside_those_of_the_same_machine() -> None:
     old = prediction.record([ROW, replace(ROW, precision="int8")])
     new = prediction.record([replace(ROW, measured=2e-3)])
-    assert [(row["precision"], row["measured"]) for row in prediction.merged(old, new)["rows"]] == [
-        ("int8", 1.5e-3),
-        ("fp16", 2e-3),
+    found = prediction.merged(old, new)["rows"]
+    assert [(row["precision"], row["measured"], row.get("code")) for row in found] == [
+        ("fp16", 2e-3, None),
+        ("int8", 1.5e-3, None),
     ]
-    for name in ("tensorrt", "code"):
-        assert prediction.merged({**old, name: "another one"}, new)["rows"] == new["rows"]
+    assert prediction.merged({**old, "tensorrt": "another one"}, new)["rows"] == new["rows"]
+
+
+def test_rows_of_another_version_are_marked_until_they_are_measured_again() -> None:
+    older = {**prediction.record([ROW, replace(ROW, precision="int8")]), "code": "older"}
+    found = prediction.merged(older, prediction.record([ROW]))
+    assert [row.get("code") for row in found["rows"]] == [None, "older"]
+    text = prediction.markdown(found)
+    assert "| bert | fp16 |" in text
+    assert "| bert* | int8 |" in text
+    assert "\\* measured on the same GPU with an earlier version" in text
+    again = prediction.merged(found, prediction.record([replace(ROW, precision="int8")]))
+    assert [row.get("code") for row in again["rows"]] == [None, None]
 
 
 @pytest.mark.skipif(not tensorrt.version(), reason="neither tensorrt nor tensorrt_rtx is installed")

@@ -59,6 +59,7 @@ class Row:
     finds: str = ""  # the same of TensorRT's
     checked: str | None = None  # why refimpl check fails on TensorRT; "": it passes; None: TensorRT cannot run here
     seconds: float = 0.0  # that the conversion took
+    notes: tuple[str, ...] = ()  # of the bundle's islands
 
     @property
     def same_verdict(self) -> bool | None:
@@ -115,6 +116,7 @@ def compare(name: str, subject: Subject, model: Path, precision: str, folder: Pa
         wrong["tensorrt"],
         judged.verdict(made.path, golden),
         made.seconds,
+        tuple(made.notes()),
     )
 
 
@@ -188,10 +190,15 @@ def markdown(data: Mapping[str, Any]) -> str:
         numbers = [_number(row["predicted"]), _number(row["measured"]), f"{row['ratio']:.2f}" if row["ratio"] else "-"]
         passes = None if row.get("checked") is None else not row["checked"]
         numbers += [_SAID[row.get("same_verdict")], _SAID[passes]]
-        lines.append(
-            f"| {' | '.join([row['model'], row['precision'], row['built'] or '-', row['layers'], *numbers])} |"
-        )
-    notes = [f"* {row['model']}, {row['precision']}: {row['says']}" for row in data["rows"] if row["says"]]
+        model = f"{row['model']}{'*' if row.get('code') else ''}"
+        lines.append(f"| {' | '.join([model, row['precision'], row['built'] or '-', row['layers'], *numbers])} |")
+    if any(row.get("code") for row in data["rows"]):
+        lines += ["", "\\* measured on the same GPU with an earlier version of refimpl."]
+    notes = [
+        f"* {row['model']}, {row['precision']}: {'; '.join([row['says'], *row.get('notes', ())])}"
+        for row in data["rows"]
+        if row["says"]
+    ]
     if notes:
         lines += ["", "Where no TensorRT engine ran, another one gave the answer, and this is why:", "", *notes]
     failed = [f"* {row['model']}, {row['precision']}: {row['checked']}" for row in data["rows"] if row.get("checked")]
@@ -250,14 +257,25 @@ def _compared(name: str, make: Callable[[], Subject], precision: str, folder: Pa
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The new record, with rows of an old one that were not measured again: of the same GPU, TensorRT and refimpl."""
-    if any(old.get(name) != new[name] for name in ("gpu", "tensorrt", "code")):
+    """The new record, with rows of an old one that were not measured again: of the same GPU and TensorRT.
+
+    Rows of another version of refimpl carry its digest, and are marked where they are shown.
+    """
+    if any(old.get(name) != new[name] for name in ("gpu", "tensorrt")):
         return dict(new)
     again = {(row["model"], row["precision"]) for row in new["rows"]}
-    return {
-        **new,
-        "rows": [*(row for row in old["rows"] if (row["model"], row["precision"]) not in again), *new["rows"]],
-    }
+    kept = [row for row in old["rows"] if (row["model"], row["precision"]) not in again]
+    if old.get("code") != new["code"]:
+        kept = [{"code": old.get("code"), **row} for row in kept]
+    kept = [{name: value for name, value in row.items() if (name, value) != ("code", new["code"])} for row in kept]
+    return {**new, "rows": sorted([*kept, *new["rows"]], key=_place)}
+
+
+def _place(row: Mapping[str, Any]) -> tuple[int, str, int]:
+    """Models in the order of this module, others behind them, precisions from float32 down."""
+    names = list(SUBJECTS)
+    known = names.index(row["model"]) if row["model"] in names else len(names)
+    return known, row["model"], PRECISIONS.index(row["precision"]) if row["precision"] in PRECISIONS else -1
 
 
 def join(folders: Sequence[Path], out: Path) -> None:

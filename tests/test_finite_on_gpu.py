@@ -167,3 +167,14 @@ def test_large_arrays_are_copied_whole(count):
     square = np.arange(2 * count, dtype=np.float32).reshape(count, 2)
     memory.copy(target := np.empty((2, count), np.float32), square.T)
     assert np.array_equal(target, square.T)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (5,), (1 << 15, 3)])
+def test_large_results_begin_where_tensorflow_does_not_copy_them(shape):
+    made = memory.empty(shape, np.dtype(np.float32))
+    assert made.shape == shape
+    assert made.dtype == np.float32
+    assert made.flags.c_contiguous
+    assert made.flags.writeable
+    if made.nbytes > 1 << 16:
+        assert [memory.empty(shape, made.dtype).ctypes.data % 64 for _ in range(3)] == [0, 0, 0]

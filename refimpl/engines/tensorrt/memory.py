@@ -18,6 +18,7 @@ from refimpl.engines.tensorrt.cuda import OUT_OF_MEMORY, CudaError, Device
 Array = np.ndarray[Any, Any]
 FLAGS_BYTES = 8  # two numbers of 32 bits: something is not finite in the inputs, in the outputs
 _PIECE = 4 << 20  # bytes that one thread copies at a time: one core copies some 8 GB/s, a GPU takes 50
+_ALIGNMENT, _LARGE = 64, 1 << 16  # bytes: what TensorFlow wants, and from where on a copy costs more than asking
 _COPIERS = min(8, os.cpu_count() or 1)
 
 # What DLPack may name instead of a stream: none that is known (-1), an ambiguous one (0), one of another thread (2).
@@ -132,6 +133,16 @@ class Memory:
 @functools.cache
 def _copiers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_COPIERS, "refimpl-copy")
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """A new array; a large one begins at a multiple of 64 bytes, since TensorFlow copies what does not."""
+    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if nbytes < _LARGE:
+        return np.empty(shape, dtype)
+    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -raw.__array_interface__["data"][0] % _ALIGNMENT
+    return raw[start : start + nbytes].view(dtype).reshape(shape)
 
 
 def copy(target: Array, source: Array) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from refimpl.engines import NotFiniteError
 from refimpl.engines.tensorrt.finite import looker
-from refimpl.engines.tensorrt.memory import Staged, copy
+from refimpl.engines.tensorrt.memory import Staged, copy, empty
 from refimpl.engines.tensorrt.outputs import Growing
 from refimpl.engines.tensorrt.tensors import Array, Shapes, Signature
 from refimpl.numerics import has_nonfinite
@@ -47,7 +47,7 @@ class Slot:
         """Copies of the outputs; the slot's own memory is written to by the next call."""
         found = []
         for staged, tensor, shape in zip(self.outputs, signature.outputs, shapes, strict=True):
-            found.append(np.empty(shape, tensor.dtype))
+            found.append(empty(shape, tensor.dtype))
             if found[-1].nbytes:
                 copy(found[-1], staged.bytes.view(tensor.dtype).reshape(shape))
         return found

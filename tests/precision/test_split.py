@@ -12,7 +12,8 @@ import tensorflow as tf
 from onnx import TensorProto, helper, numpy_helper
 
 import refimpl
-from refimpl.converter.precision import split
+from refimpl.converter.precision import split, tf32
+from refimpl.converter.verify import Finding
 from refimpl.engines import onnxruntime
 from refimpl.engines.rounding import TF32
 from refimpl.recipe import Recipe
@@ -165,6 +166,20 @@ def test_where_tf32_is_allowed_and_stood_it_is_taken(tmp_path: Path, monkeypatch
     (island,) = converted(tmp_path, gpu, tf32=True).islands
     assert island.precision == "tf32"
     assert [node.op_type for node in gpu.built[-1].graph.node].count("MatMul") == 2
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_nearly_float32_is_taken_where_tf32_is_allowed(
+    allowed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU whose sums are a little off, and an island that does not stand TF32 as a whole."""
+    gpu = FakeGpu(lambda nodes: nodes.of("MatMul"), factor=1.0005).install(monkeypatch)
+    monkeypatch.setattr(tf32, "attempt", lambda island, *_: (island.model, Finding(problem="too far")))
+    (island,) = converted(tmp_path, gpu, tf32=allowed).islands
+    kinds = {engine.kind: engine.precision for engine in island.engines}
+    assert kinds == ({"onnxruntime": "tf32", "tensorrt": "tf32"} if allowed else {"onnxruntime": "fp32"})
+    assert "also taken apart" in " ".join(island.notes)
+    assert [node.op_type for node in gpu.built[-1].graph.node].count("MatMul") == (6 if allowed else 2)
 
 
 @pytest.mark.parametrize("change", ["exact", "others"])

@@ -239,6 +239,8 @@ class PrecisionStage:
         found = split.attempt(island, [self.graph.ops[name].type for name in island.ops], self._name())
         if found is not None and not found[1].problem:
             yield Shipped(found[0], "fp32", found[1], (*island.notes, *notes, split.NOTE))
+            if self.recipe.tf32:  # what is not float32's on the GPU may still be nearer than TF32 was allowed to be
+                yield Shipped(found[0], "tf32", found[1], (*island.notes, *notes, split.NOTE))
 
     def _task(self, item: Prepared) -> Task:
         return Task(

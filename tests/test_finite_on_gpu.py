@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -178,3 +180,35 @@ def test_large_results_begin_where_tensorflow_does_not_copy_them(shape):
     assert made.flags.writeable
     if made.nbytes > 1 << 16:
         assert [memory.empty(shape, made.dtype).ctypes.data % 64 for _ in range(3)] == [0, 0, 0]
+
+
+def test_a_copy_that_is_interrupted_has_ended_when_it_is_left(monkeypatch):
+    """What still wrote would write to memory of the next call."""
+    go, left = threading.Event(), []
+
+    def slow(target, source):
+        if not left:
+            left.append(True)
+            raise KeyboardInterrupt
+        time.sleep(0.1)
+        target[...] = source
+        go.set()
+
+    source, target = np.ones(3 << 20, np.float32), np.zeros(3 << 20, np.float32)
+    monkeypatch.setattr(memory.np, "copyto", slow)
+    with pytest.raises(KeyboardInterrupt):
+        memory.copy(target, source)
+    assert go.is_set()
+    before = target.copy()
+    time.sleep(0.3)
+    assert np.array_equal(target, before)
+
+
+def test_large_arrays_are_copied_while_python_ends(monkeypatch):
+    def refuses():
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    monkeypatch.setattr(memory, "_copiers", refuses)
+    source = np.arange(3 << 20, dtype=np.float32)
+    memory.copy(target := np.zeros_like(source), source)
+    assert np.array_equal(target, source)

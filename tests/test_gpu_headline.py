@@ -26,5 +26,8 @@ def test_what_did_not_run_and_what_ran_in_something_else_is_said() -> None:
         "| m | 9.0e-04 → 1.0e-03 (tf32) | not on the GPU |",
         "| n | 9.0e-04 → 1.0e-03 (tf32) |  |",
     ]
+    old = headline.table({"rows": [{**row, "code": "older", "predicted": None}]})
+    assert old[2] == "| m | - → 1.0e-03 (tf32)* |"
+    assert "earlier version" in old[-1]
     with pytest.raises(ValueError, match="there is no <!-- gpu-prediction"):
         headline.written("a page", data)

@@ -125,6 +125,9 @@ def test_side_by_side_every_model_has_a_process(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(everything, "_examine", lambda out: None)
     out = tmp_path / "out"
+    stale = out / "prediction" / "dies" / "gpu-prediction.json"
+    stale.parent.mkdir(parents=True)
+    stale.write_text('{"of": "an earlier run"}')
     said = ["--only", "prediction,speed", "--models", "a,b,dies", "--jobs", "2", "--precision", "fp16"]
     assert everything.main([*said, "--out", str(out)]) == 1
     summary = json.loads((out / "summary.json").read_text())

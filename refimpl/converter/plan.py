@@ -34,6 +34,7 @@ from refimpl.errors import RecipeError, RunError, SourceError
 from refimpl.partition import partition
 from refimpl.progress import Counter, Step, Tell
 from refimpl.recipe import Recipe
+from refimpl.specs import Signature
 from refimpl.text import counted
 
 SampleReader = Callable[[], Iterator[Sample]]
@@ -212,7 +213,8 @@ def look(graph: OpGraph, native: NativeGraph, recipe: Recipe, given: SampleReade
             samples.append(sample)
             if len(samples) == sampling.MAX_USER_SAMPLES:
                 break
-        return Seen(tuple(samples), (*samples, *_shaped(samples, shapes, run)), (), outputs)
+        more = _shaped(signature, samples, shapes, accepts) if "tensorrt" in recipe.engines else []
+        return Seen(tuple(samples), (*samples, *more), (), outputs)
     made = sampling.made_up(signature, shapes, accepts, max([2, *(len(item) for item in shapes.values())]))
     notes = () if made or not signature.inputs else _without_samples(recipe)
     profile = made
@@ -222,26 +224,32 @@ def look(graph: OpGraph, native: NativeGraph, recipe: Recipe, given: SampleReade
 
 
 def _shaped(
-    samples: Sequence[Sample], shapes: Mapping[str, Sequence[tuple[int, ...]]], run: Callable[[Sample], None]
+    signature: Signature,
+    samples: Sequence[Sample],
+    shapes: Mapping[str, Sequence[tuple[int, ...]]],
+    accepts: Callable[[Sample], bool],
 ) -> list[Sample]:
-    """The user's first sample in the shapes that the user gave, its values repeated or cut off.
+    """Samples in the shapes that the user gave: the first one, its values repeated or cut off, or else made up.
 
     Raises:
-        RecipeError: TensorFlow fails on one of them.
+        RecipeError: TensorFlow takes neither.
     """
     found: list[Sample] = []
     for index in range(max(map(len, shapes.values()), default=0) if samples else 0):
-        now = {name: given[min(index, len(given) - 1)] for name, given in shapes.items()}
-        values = {**samples[0].values, **{name: np.resize(samples[0].values[name], now[name]) for name in now}}
-        found.append(Sample(f"{samples[0].name} in shape {index}", values))
-        try:
-            run(found[-1])
-        except RunError as error:
+        now = {name: given[index % len(given)] for name, given in shapes.items()}
+        like = {name: samples[0].values[name] for name in now}
+        resized = {name: np.resize(value, now[name]) for name, value in like.items() if value.size}
+        sample = Sample(f"{samples[0].name} in shape {index}", {**samples[0].values, **resized})
+        if all(sample.values[name].shape == shape for name, shape in now.items()) and accepts(sample):
+            found.append(sample)
+        elif made := sampling.made_up(signature, {name: [shape] for name, shape in now.items()}, accepts, 1):
+            found += made[:1]
+        else:
             words = ", ".join(f"{name}={'x'.join(map(str, shape))}" for name, shape in now.items())
             raise RecipeError(
-                f"--shape {words}: TensorFlow fails on sample {samples[0].name} in it: {error.message}",
-                hint="give shapes of all inputs that belong together",
-            ) from error
+                f"--shape {words}: TensorFlow fails on inputs of these shapes",
+                hint="give shapes of all inputs that belong together, or a sample of that shape",
+            )
     return found
 
 

@@ -108,7 +108,10 @@ def _tf32(made: Expansion, value: str) -> str:
 
 
 def _cut(made: Expansion, value: str) -> str:
-    """A float32 tensor rounded to TF32 toward zero: where to nearest is farther from zero, the number before that."""
+    """A float32 tensor rounded to TF32 toward zero: where to nearest is farther from zero, the number before that.
+
+    Of what :func:`_tf32` rounds: not beyond 2^100, and not of subnormal numbers.
+    """
     near = _tf32(made, value)
     over = made.op("Greater", [made.op("Abs", [near]), made.op("Abs", [value])])
     return made.op("Where", [over, _tf32(made, made.op("Mul", [near, made.constant(_DOWN, np.float32)])), near])

@@ -15,7 +15,7 @@ from refimpl.bundle import EngineRecord, IslandRecord, Manifest
 from refimpl.engines import tensorrt
 from refimpl.engines.tensorrt.copies import fetch
 from refimpl.errors import RefimplError, RunError
-from refimpl.numerics import disagreement
+from refimpl.numerics import disagreement, has_nonfinite
 from refimpl.runtime.building import GrowingEngine
 from refimpl.runtime.probes import read_probe
 from refimpl.tolerance import tolerance_for
@@ -104,6 +104,8 @@ class IslandRuntime:
                 )
             self._owner.count(run)
             return outputs
+        if record.finite_only and any(map(has_nonfinite, inputs)):
+            return NOT_FINITE  # whatever engines there were, it was for TensorFlow to answer
         return "; ".join(reasons or self._problems) or "the bundle stores no engine for it"
 
     def call_device(self, tensors: Sequence[Any]) -> list[Any] | None:

@@ -48,7 +48,7 @@ def test_profiles_span_given_shapes_and_samples(model: Path, tmp_path: Path, mon
     assert rows == [[1], [12]]
 
 
-def test_the_last_shape_of_an_input_goes_with_further_ones_of_others(
+def test_shapes_of_an_input_that_has_fewer_come_again(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = FakeGpu().install(monkeypatch)
@@ -58,11 +58,44 @@ def test_the_last_shape_of_an_input_goes_with_further_ones_of_others(
     assert {(low[0], high[0]) for low, high in zip(profile.min, profile.max, strict=True)} == {(2, 5), (1, 3)}
 
 
-def test_a_shape_that_the_model_does_not_take_is_refused(model: Path, tmp_path: Path) -> None:
-    recipe = Recipe(shapes=(("x", (2, 6)),))
-    with pytest.raises(
-        RecipeError, match=r"--shape x=2x6: TensorFlow fails on sample .* in it: Incompatible"
-    ) as caught:
+def test_without_tensorrt_shapes_beside_samples_mean_nothing(model: Path, tmp_path: Path) -> None:
+    refimpl.convert(model, tmp_path / "b", Recipe(shapes=(("x", (2, 7)),), min_segment_size=1), samples=[sample(3)])
+
+
+class Ordered(tf.Module):
+    """Takes numbers in order only, and none is fine."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.float32, "x"), tf.TensorSpec([None], tf.int32, "rows")])
+    def serve(self, x: tf.Tensor, rows: tf.Tensor) -> dict[str, tf.Tensor]:
+        with tf.control_dependencies([tf.debugging.assert_non_negative(rows[1:] - rows[:-1])]):
+            return {"y": tf.tanh(tf.tile(x, [1, 2])) * 2.0, "last": tf.reduce_max(rows)}
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2], []])
+def test_where_repeated_values_do_not_do_made_up_ones_are_tried(
+    rows: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = FakeGpu().install(monkeypatch)
+    module = Ordered()
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=module.serve)
+    given = {"x": np.ones((3, 3), np.float32), "rows": np.array(rows, np.int32)}
+    recipe = Recipe(engines=KINDS, shapes=(("x", (1, 3)), ("rows", (5,))), min_segment_size=1)
+    refimpl.convert(tmp_path / "m", tmp_path / "b", recipe, samples=[given])
+    ranges = {
+        (low, high)
+        for (profile, *_), _ in gpu.asked
+        for low, high in zip(profile.min, profile.max, strict=True)
+        if len(low) == 2
+    }
+    assert ranges == {((1, 3), (3, 3))}
+
+
+def test_a_shape_that_the_model_does_not_take_is_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeGpu().install(monkeypatch)
+    recipe = Recipe(engines=KINDS, shapes=(("x", (2, 7)),))
+    with pytest.raises(RecipeError, match=r"--shape x=2x7: TensorFlow fails on inputs of these shapes") as caught:
         refimpl.convert(model, tmp_path / "b", recipe, samples=[sample(3)])
     assert "shapes of all inputs" in str(caught.value.hint)
     assert not (tmp_path / "b").exists()

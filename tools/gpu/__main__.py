@@ -116,6 +116,10 @@ def _side_by_side(given: argparse.Namespace, todo: Sequence[Task], end: float, f
     for number in range(jobs):
         free.put(have[number::jobs])
 
+    for task in todo:
+        if task.model:
+            (task.out / "gpu-prediction.json").unlink(missing_ok=True)  # of an earlier run
+
     def run(task: Task) -> dict[str, Any]:
         mine = free.get()
         try:

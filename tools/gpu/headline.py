@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,13 @@ def table(data: Mapping[str, Any]) -> list[str]:
         f"| relative error against TensorFlow | {' | '.join(kind.upper() for kind in kinds)} |",
         "|---" * (len(kinds) + 1) + "|",
     ]
-    return lines + [
-        f"| {model} | {' | '.join(_cell(found.get(kind)) for kind in kinds)} |" for model, found in rows.items()
-    ]
+    old = any(row.get("code") for row in data["rows"])
+    notes = ["", "\\* measured on the same GPU with an earlier version."] if old else []
+    return [*lines, *_rows(rows, kinds), *notes]
+
+
+def _rows(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], kinds: Sequence[str]) -> list[str]:
+    return [f"| {model} | {' | '.join(_cell(found.get(kind)) for kind in kinds)} |" for model, found in rows.items()]
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:
@@ -38,7 +42,8 @@ def _cell(row: Mapping[str, Any] | None) -> str:
     if row["measured"] is None:
         return "not on the GPU"
     other = "" if row["built"] == row["precision"] else f" ({row['built']})"
-    return f"{row['predicted']:.1e} → {row['measured']:.1e}{other}"
+    predicted = "-" if row["predicted"] is None else f"{row['predicted']:.1e}"
+    return f"{predicted} → {row['measured']:.1e}{other}{'*' if row.get('code') else ''}"
 
 
 def written(text: str, data: Mapping[str, Any]) -> str:

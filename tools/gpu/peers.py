@@ -1,4 +1,4 @@
-"""The same network in PyTorch, compiled: what another way to the same GPU takes, measured beside TensorRT's."""
+"""A network like it in PyTorch, compiled: what another way to the same GPU takes, measured beside TensorRT's."""
 
 from __future__ import annotations
 

@@ -7,7 +7,9 @@ Core Programmability, Performance & Precision", 2018) describe it for float16. I
 only tried where a GPU is at hand that rounds so.
 
 Weights are taken apart once, to 11 significant bits and 13; what flows in the network by a cast to bfloat16 (8
-significant bits, the range of float32) and back, and a subtraction, which is exact.
+significant bits, the range of float32) and back, and a subtraction, which is exact. What is beyond bfloat16's largest
+number is brought to that before the cast: an infinity is all in the rest then, with its sign. Where both operands flow,
+one that is infinite can still make a NaN, so such an island is for finite values only.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from refimpl import bundle
 from refimpl.converter import verify
 from refimpl.converter.islands import Lowered
 from refimpl.converter.precision.refine import load_model
@@ -32,6 +35,8 @@ from refimpl.engines.sums import PRODUCTS
 NOTE = "its float32 products are sums of three, each of parts that TF32 holds: the GPU here rounds operands to TF32"
 _TAKEN_APART = PRODUCTS | {"ConvTranspose"}
 _HIGH_BITS = 11  # significant ones that TF32 keeps
+_LARGEST = np.array(0x7F7F0000, np.uint32).view(np.float32)  # of bfloat16
+_OPSET = 13  # the first with casts to bfloat16
 Array = Any
 Parts = tuple[str, str]  # names of the high part and of the rest
 
@@ -45,8 +50,11 @@ def attempt(island: Lowered, ops: Sequence[str], name: str) -> tuple[Path, Findi
         name: of the file to write, without its suffixes.
 
     Returns:
-        The file, and what the comparison said by the row of float32; None when there is no product in it.
+        The file, and what the comparison said by the row of float32; None when there is no product in it, or the
+        parts of its weights would be too large for one file.
     """
+    if island.model.stat().st_size > onnxruntime.EXTERNAL_BYTES // 2 or _weights_of(island.model).exists():
+        return None
     model = taken_apart(load_model(island.model))
     if model is None:
         return None
@@ -55,9 +63,14 @@ def attempt(island: Lowered, ops: Sequence[str], name: str) -> tuple[Path, Findi
     onnxruntime.save(model, file)
     evidence = [*island.whole, *island.probes]
     if not evidence:
-        return file, island.finding
+        return file, replace(island.finding, finite_only=True)
     finding = verify.judge_engine(onnxruntime.open(file), evidence, island.leaving, island.precision, ops)
-    return file, replace(finding, finite_only=finding.finite_only or island.finding.finite_only)
+    return file, replace(finding, finite_only=True)
+
+
+def _weights_of(model: Path) -> Path:
+    """Where the weights of a model lie that are too large to lie in it."""
+    return model.with_name(model.name + bundle.WEIGHTS_SUFFIX)
 
 
 def taken_apart(model: Any) -> Any:
@@ -69,6 +82,8 @@ def taken_apart(model: Any) -> Any:
     Returns:
         A new ModelProto of the same inputs and outputs; None when nothing in it is such a product.
     """
+    if next((item.version for item in model.opset_import if not item.domain), 0) < _OPSET:
+        return None
     types = tensor_types(model)
     weights = {item.name: item for item in model.graph.initializer}
     splitter = _Splitter(weights)
@@ -78,6 +93,7 @@ def taken_apart(model: Any) -> Any:
             node.op_type in _TAKEN_APART
             and types.get(node.output[0]) == TensorProto.FLOAT
             and not _depthwise(node, weights)
+            and all(_is_finite(weights.get(name)) for name in node.input[:2])
         ):
             splitter.product(node, f"{node.name or node.op_type}/{index}")
             found = True
@@ -104,6 +120,7 @@ class _Splitter:
     def __init__(self, weights: dict[str, Any]) -> None:
         self._weights = weights
         self._parts: dict[str, Parts] = {}
+        self._limits: tuple[str, ...] = ()
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
@@ -111,7 +128,7 @@ class _Splitter:
         """Three products and two sums for one product; a bias goes with the largest."""
         left, right = (self._of(operand) for operand in node.input[:2])
         # A weight's high part is as good as the weight where TF32 is all that is kept of it, and is stored anyway.
-        whole = right[0] if node.input[1] in self._weights else node.input[1]
+        whole = right[0] if node.input[1] in self._weights else f"{node.input[1]}/within"
         pairs = {"rest of right": (left[0], right[1]), "rest of left": (left[1], whole)}
         small = [self._like(node, pair, f"{name}/{part}") for part, pair in pairs.items()]
         rest = self._node("Add", small, f"{name}/rest")
@@ -138,7 +155,12 @@ class _Splitter:
         return names
 
     def _flowing(self, tensor: str) -> Parts:
-        coarse = self._node("Cast", [tensor], f"{tensor}/coarse", to=TensorProto.BFLOAT16)
+        if not self._limits:
+            self._limits = ("bfloat16/smallest", "bfloat16/largest")
+            values = zip((-_LARGEST, _LARGEST), self._limits, strict=True)
+            self.constants += [numpy_helper.from_array(np.asarray(value), name) for value, name in values]
+        within = self._node("Clip", [tensor, *self._limits], f"{tensor}/within")
+        coarse = self._node("Cast", [within], f"{tensor}/coarse", to=TensorProto.BFLOAT16)
         high = self._node("Cast", [coarse], f"{tensor}/high", to=TensorProto.FLOAT)
         return high, self._node("Sub", [tensor, high], f"{tensor}/rest")
 
@@ -159,6 +181,11 @@ def parts_of(values: Array) -> tuple[Array, Array]:
         fine = np.isfinite(values) & np.isfinite(high)
         high = np.where(fine, high, values)
         return high, np.where(fine, values - high, np.float32(0)).astype(np.float32)
+
+
+def _is_finite(weight: Any) -> bool:
+    """The rest of an infinite weight would be zero, and zero times what flows is not what infinity makes of it."""
+    return weight is None or bool(np.isfinite(numpy_helper.to_array(weight)).all())
 
 
 def _depthwise(node: Any, weights: dict[str, Any]) -> bool:

@@ -232,7 +232,8 @@ class PrecisionStage:
     def _rounds_here(self) -> bool:
         """Whether engines will be tried on a GPU that rounds float32 products to TF32 whatever it is told."""
         asked = tensorrt.NAME in self.recipe.engines and not self.recipe.targets
-        return asked and bool(tensorrt.tf32_problem())
+        problem = tensorrt.tf32_problem() if asked else ""
+        return bool(problem) and not problem.startswith(tensorrt.UNKNOWN)
 
     def _taken_apart(self, island: Lowered, *notes: str) -> Iterator[Shipped]:
         """In float32, each product as a sum of products that TF32 holds exactly, where there are any."""

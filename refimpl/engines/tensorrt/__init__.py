@@ -21,7 +21,7 @@ from refimpl import gpus
 from refimpl.engines import Array
 from refimpl.engines.tensorrt import cuda, library
 from refimpl.engines.tensorrt.building import Refusal, build, parser_refusals, parser_takes
-from refimpl.engines.tensorrt.capabilities import features, graph_problem, int8_problem, tf32_problem
+from refimpl.engines.tensorrt.capabilities import UNKNOWN, features, graph_problem, int8_problem, tf32_problem
 from refimpl.engines.tensorrt.inspection import NetworkLayers, network_layers
 from refimpl.engines.tensorrt.library import version
 from refimpl.engines.tensorrt.loading import refusal
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NAME",
     "SUFFIX",
+    "UNKNOWN",
     "NetworkLayers",
     "Refusal",
     "build",

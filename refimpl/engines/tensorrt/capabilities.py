@@ -135,6 +135,9 @@ def _quantized(op: str) -> bytes:
     return bytes(model.SerializeToString())
 
 
+UNKNOWN = "unknown: "  # begins the answer of a probe that could not be run
+
+
 @functools.cache
 def tf32_problem() -> str:
     """Whether float32 products are rounded to TF32 without permission; "" when they are not, or nothing runs here.
@@ -154,7 +157,7 @@ def tf32_problem() -> str:
             opened = open_engine(engine)
             (y,) = opened.run([np.eye(_SIZE, dtype=np.float32) * np.float32(1 + 2**-12)])
         except (BuildError, RunError) as error:
-            return f"unknown: {error.message}"
+            return f"{UNKNOWN}{error.message}"
     opened.close()
     exact = np.array_equal(y, np.full((_SIZE, _SIZE), 1 + 2**-12, np.float32))
     return "" if exact else "float32 products are rounded to TF32, also where that was not allowed"
@@ -178,7 +181,7 @@ def graph_problem() -> str:
             for _ in range(3):
                 opened.run([np.ones((_SIZE, _SIZE), np.float32)])
         except (BuildError, RunError) as error:
-            return f"unknown: {error.message}"
+            return f"{UNKNOWN}{error.message}"
     counts = opened.counts()
     opened.close()
     said = [key.removeprefix(NO_GRAPH) for key in counts if key.startswith(NO_GRAPH)]

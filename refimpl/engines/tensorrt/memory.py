@@ -7,7 +7,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +135,10 @@ def _copiers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_COPIERS, "refimpl-copy")
 
 
+if hasattr(os, "register_at_fork"):  # the threads are not in the child
+    os.register_at_fork(after_in_child=_copiers.cache_clear)
+
+
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """A new array; a large one begins at a multiple of 64 bytes, since TensorFlow copies what does not."""
     nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -158,7 +162,14 @@ def copy(target: Array, source: Array) -> None:
     size = _PIECE // source.itemsize
     to, of = target.reshape(-1), source.reshape(-1)
     pieces = [slice(start, start + size) for start in range(0, of.size, size)]
-    for done in [_copiers().submit(np.copyto, to[piece], of[piece]) for piece in pieces]:
+    running: list[Future[None]] = []
+    try:
+        running += [_copiers().submit(np.copyto, to[piece], of[piece]) for piece in pieces]
+    except RuntimeError:  # Python is ending, and starts no more work in other threads
+        np.copyto(target, source)
+    finally:  # also when this thread is interrupted: nobody writes to memory that is given back
+        wait(running)
+    for done in running:
         done.result()
 
 

@@ -140,7 +140,7 @@ if hasattr(os, "register_at_fork"):  # the threads are not in the child
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """A new array; a large one begins at a multiple of 64 bytes, since TensorFlow copies what does not."""
+    """A new array; a large one begins at a multiple of 64 bytes, as TensorFlow wants it: it copies others once more."""
     nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if nbytes < _LARGE:
         return np.empty(shape, dtype)

@@ -279,6 +279,20 @@ def test_nan_runs_in_tensorflow_where_the_island_is_for_finite_values_only(finit
         assert_same(result.outputs, answers("several_signatures", with_nan(feeds)))
 
 
+def test_a_nan_is_by_design_also_where_there_is_no_engine(tmp_path):
+    """Else it would count as a fallback, though no engine would have been asked."""
+    folder = copy_of("several_signatures", tmp_path)
+    manifest = bundle.read(folder)
+    (record,) = [item for item in manifest.signatures if item.converted]
+    bare = {"engines": (), "finite_only": True}
+    islands = tuple(bundle.IslandRecord(**{**vars(item), **bare}) for item in record.islands)
+    changed = bundle.SignatureRecord(**{**vars(record), "islands": islands})
+    reseal(folder, signatures=tuple(changed if item is record else item for item in manifest.signatures))
+    loaded, feeds = refimpl.load(folder), feeds_of("several_signatures")
+    assert {run.reason for run in loaded.run(with_nan(feeds)).islands} == {runtime.NOT_FINITE}
+    assert {run.reason for run in loaded.run(feeds).islands} == {"the bundle stores no engine for it"}
+
+
 def test_a_nan_that_comes_out_runs_in_tensorflow_too(tmp_path, monkeypatch):
     folder = copy_of("several_signatures", tmp_path)
     manifest = bundle.read(folder)

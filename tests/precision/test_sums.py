@@ -174,6 +174,32 @@ def test_tf32_rounds_the_operands(engine: Any, tmp_path: Path) -> None:
     assert np.linalg.norm(got - exact) > 1e-4 * np.linalg.norm(exact), "nothing was rounded"
 
 
+def cut_to_tf32(values: np.ndarray) -> np.ndarray:
+    return (values.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("channels", "out", "cuts"),
+    [(2, 4, True), (16, 63, True), (17, 4, False), (16, 64, False), (1, 4, False)],
+)
+def test_convolutions_of_few_channels_cut_the_operands_off(
+    channels: int, out: int, cuts: bool, engine: Any, tmp_path: Path
+) -> None:
+    x, w = draw(1, channels, 6, 6, dtype=np.float32), draw(out, channels, 3, 3, seed=1, dtype=np.float32)
+    got = run(tmp_path, "Conv", [x], [w], engine)
+
+    def product(rounded: Any) -> np.ndarray:
+        windows = np.lib.stride_tricks.sliding_window_view(rounded(x).astype(np.float64), (3, 3), axis=(2, 3))
+        return np.einsum("nchwij,ocij->nohw", windows, rounded(w).astype(np.float64))
+
+    want, other = product(cut_to_tf32), product(rounded_to_tf32)
+    if not cuts:
+        want, other = other, want
+    assert np.linalg.norm(got - want) < 1e-6 * np.linalg.norm(want)
+    assert np.linalg.norm(got - other) > 1e-4 * np.linalg.norm(want)
+
+
 def test_tf32_leaves_what_is_not_finite_and_what_is_large(tmp_path: Path) -> None:
     a = np.array([[np.inf, -np.inf, np.nan, 3e38, -3e38, 0.0, 1.0]], np.float32).T
     got = run(tmp_path, "MatMul", [a], [np.ones((1, 1), np.float32)])
